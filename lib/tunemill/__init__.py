@@ -1,0 +1,1 @@
+"""From prompts or raw conversations to a tuned model, on Ray."""
