@@ -1,0 +1,1 @@
+"""Texts -> unit vectors, on this machine's models or an embedding API."""

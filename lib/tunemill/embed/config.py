@@ -1,0 +1,53 @@
+"""What the embed stage can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tunemill.config import operational
+from tunemill.errors import ConfigError
+
+__all__ = ["EmbedConfig", "Precision"]
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """Texts to unit vectors. Documented models: all-MiniLM-L6-v2 (fast, 384 d) and thenlper/gte-large (1024 d)."""
+
+    model: str = "all-MiniLM-L6-v2"
+    """Any sentence-transformers model: a hub name or a local folder; with an API provider, its model name."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; null takes its main branch."""
+    provider: Literal["local", "openai", "azure", "bedrock"] = "local"
+    """local runs the model on the cluster's CPUs or GPUs; the others call an embedding API."""
+    text_column: str = "text"
+    """The column that holds the text."""
+    prefix: str | None = None
+    """Put before every text ('query: ', 'passage: '); null takes the model's own default prompt, '' none."""
+    max_length: Annotated[int, Field(ge=4)] | None = None
+    """Tokens after which a text is cut; null takes the model's own limit. Cut texts are counted in the manifest."""
+    precision: Precision = "auto"
+    """auto: bf16 where the processor computes it and where it holds (cosine to fp32 >= 0.999 on a sample), else fp32."""
+    output: Literal["float32", "float16"] = "float32"
+    """Element type of the stored vectors."""
+    device: Literal["auto", "cpu", "cuda"] = operational("auto")
+    """auto takes a GPU for each worker where the cluster has some."""
+    workers: Annotated[int, Field(ge=1)] | None = operational(None)
+    """Model copies that run at once; null fits them to the cluster."""
+    batch_tokens: Annotated[int, Field(ge=64)] | None = operational(None)
+    """Tokens in one forward pass; null takes 4096 on a CPU and 65536 on a GPU."""
+    cache: str | None = operational(None)
+    """Folder (local or s3://) of vectors by text, model and settings: later runs embed only new texts."""
+
+    def __post_init__(self) -> None:
+        if not self.model.strip():
+            raise ConfigError("embed.model is empty; name a sentence-transformers model, such as all-MiniLM-L6-v2")
+        if not self.text_column:
+            raise ConfigError("embed.text_column is empty; name the column that holds the text")
+        if self.provider != "local" and self.precision not in ("auto", "fp32"):
+            raise ConfigError(f"embed.precision is {self.precision}: only for provider local; leave it on auto for {self.provider}")
