@@ -50,4 +50,4 @@ class EmbedConfig:
         if not self.text_column:
             raise ConfigError("embed.text_column is empty; name the column that holds the text")
         if self.provider != "local" and self.precision not in ("auto", "fp32"):
-            raise ConfigError(f"embed.precision is {self.precision}: only for provider local; leave it on auto for {self.provider}")
+            raise ConfigError(f"embed.precision is {self.precision}: only provider local computes it; use auto")
