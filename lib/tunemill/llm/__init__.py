@@ -1,0 +1,1 @@
+"""One provider call, done right: wire request, limits, retries, journal, cost."""
