@@ -81,8 +81,13 @@ def _convert(gguf: Path, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-        # The weights were unpacked from 4 bits; bf16 holds them without further loss that matters.
-        model.save_pretrained(aside)
+        # The loader has unpacked the 4-bit weights; a fresh model object drops its "quantised" mark, which forbids saving.
+        config = model.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        plain.load_state_dict(model.state_dict())
+        plain.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         try:
             aside.rename(folder)
