@@ -1,0 +1,85 @@
+"""The Ray session of a command: join the cluster there is, or start a local one.
+
+Also the one place that says how many workers of a kind fit.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["cluster_resources", "node_count", "ray_session"]
+
+NAMESPACE = "tunemill"
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect to RAY_ADDRESS (set inside ``ray job submit``) or start a local Ray, and leave as it was found."""
+    # Ray reads these when it is imported.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import ray
+
+    began = not ray.is_initialized()
+    if began:
+        _connect()
+    _quieten()
+    try:
+        yield
+    finally:
+        if began:
+            ray.shutdown()
+
+
+def _connect() -> None:
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        ray.init(address=address, runtime_env=_shipped(), **options)
+    else:
+        ray.init(address="local", include_dashboard=False, **options)
+
+
+def _shipped() -> dict[str, Any]:
+    """On a cluster the workers import this very package, unless it is installed there as a wheel."""
+    package = Path(__file__).parent
+    if "site-packages" in package.parts:
+        return {}
+    passed = {name: os.environ[name] for name in ("TUNEMILL_CWD", "TUNEMILL_CACHE") if name in os.environ}
+    return {"py_modules": [str(package)], "env_vars": passed}
+
+
+def _quieten() -> None:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # Rows keep their order: "first" and the k-th identical row mean the same on any number of workers.
+    context.execution_options.preserve_order = True
+    for name in ("ray.data", "ray.train", "ray.tune", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def cluster_resources() -> tuple[int, int]:
+    """CPUs and GPUs of the connected cluster."""
+    import ray
+
+    resources = ray.cluster_resources()
+    return int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+
+
+def node_count() -> int:
+    """Live nodes of the connected cluster."""
+    import ray
+
+    return sum(1 for node in ray.nodes() if node["Alive"])

@@ -1,0 +1,376 @@
+"""Tables at the edge: a user's files into rows with stable ids, and rows into committed parquet files.
+
+Formats are recognised by the columns of the first row: ShareGPT, messages, alpaca, prompt/completion
+or text. Files are parquet, JSONL (also .gz) or CSV, local or on an object store.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tunemill.config import fingerprint
+from tunemill.errors import DataError
+from tunemill.store import Location, content_fingerprint
+
+__all__ = ["FileSource", "InputConfig", "Writer", "content_hashes", "nearest_column"]
+
+_BATCH_ROWS = 2000
+_PARQUET = (".parquet", ".pq")
+_JSON_LINES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".json.gz", ".json")
+_DELIMITED = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+_MAX_CELL_CHARS = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """The user's own rows, in place of ``generate``."""
+
+    path: str
+    """One file, a folder or a glob; parquet, JSONL (also .gz) or CSV; local, s3:// or gs://."""
+    format: str | None = None
+    """sharegpt, messages, alpaca, prompt_completion or text; recognised by the columns when left out."""
+    id_column: str | None = None
+    """Column that identifies a row; by default a hash of its content is made the id."""
+    text_columns: tuple[str, ...] = ()
+    """Columns that hold the text, in place of the column `text`."""
+    label_column: str | None = None
+    """Column that holds the label, in place of the column `label`."""
+    limit: int | None = None
+    """Take only the first rows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSource:
+    """Rows of the user's files in (file, row) order, with an ``id`` each."""
+
+    config: InputConfig
+
+    def files(self) -> list[Location]:
+        """The input files, sorted; DataError when there are none or one has an unknown ending."""
+        files = Location.of(self.config.path).expand()
+        for file in files:
+            if not file.url.endswith((*_PARQUET, *_JSON_LINES, *_DELIMITED)):
+                raise DataError(f"input {file.url}: unknown file type; should end in .parquet, .jsonl, .jsonl.gz, .csv or .tsv")
+        return files
+
+    @property
+    def describe(self) -> dict[str, Any]:
+        """Path, mapping of columns and a hash of the content."""
+        content = content_fingerprint(self.files())
+        facts = {**dataclasses.asdict(self.config), "content": content}
+        return {**facts, "fingerprint": fingerprint(facts)}
+
+    def columns(self) -> list[str]:
+        """Columns of the rows, ``id`` among them; reads only the first rows. DataError when there is no row."""
+        return list(self._first().schema.names)
+
+    def count(self) -> int:
+        """Number of rows; reads every file once unless they are parquet."""
+        files = self.files()
+        if all(f.url.endswith(_PARQUET) for f in files):
+            total = sum(pq.read_metadata(f.path, filesystem=f.fs).num_rows for f in files)
+            return total if self.config.limit is None else min(total, self.config.limit)
+        return int(self._dataset().count())
+
+    def dataset(self) -> Any:
+        """A lazy Dataset; raises DataError for an empty corpus, bad lines or doubled ids of the user's own."""
+        self._first()
+        rows = self._dataset()
+        digests, positions = _keys(rows, self.config.id_column)
+        order = np.argsort(positions, kind="stable")
+        return rows.map_batches(
+            _Identify(self.config.id_column, _occurrences(digests[order], positions[order])),
+            batch_size=None,
+            batch_format="pyarrow",
+        )
+
+    def _first(self) -> pa.Table:
+        for file in self.files():
+            for table in read_file(file, 0):
+                mapped = self._mapped(table.drop_columns(["_position"]), file)
+                own = self.config.id_column or ("id" if "id" in mapped.column_names else None)
+                return mapped if own == "id" else mapped.append_column("id", pa.nulls(len(mapped), pa.string()))
+        raise DataError(f"input {self.config.path}: holds no rows")
+
+    def _mapped(self, table: pa.Table, file: Location) -> pa.Table:
+        return _map_columns(table, self.config, file.url)
+
+    def _dataset(self) -> Any:
+        import ray.data
+
+        config, files = self.config, self.files()
+        sources = [{"url": f.url, "index": i} for i, f in enumerate(files)]
+
+        def read(batch: dict[str, Any]) -> Iterator[pa.Table]:
+            for url, index in zip(batch["url"], batch["index"], strict=True):
+                seen = 0
+                for table in read_file(Location(str(url)), int(index)):
+                    head = table if config.limit is None else table.slice(0, max(config.limit - seen, 0))
+                    seen += len(head)
+                    if len(head):
+                        yield _map_columns(head, config, str(url))
+                    if config.limit is not None and seen >= config.limit:
+                        break
+
+        rows = ray.data.from_items(sources, override_num_blocks=len(sources)).map_batches(read, batch_size=1, batch_format="numpy")
+        return rows.limit(config.limit) if config.limit is not None else rows
+
+
+def read_file(file: Location, index: int) -> Iterator[pa.Table]:
+    """Tables of at most 2,000 rows with a ``_position`` column: file index * 2^40 + row number.
+
+    DataError names the file and the line of what cannot be parsed.
+    """
+    try:
+        yield from (_positioned(table, index, start) for start, table in _numbered(_tables_of(file)))
+    except (pa.ArrowInvalid, UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"input {file.url}: cannot be read ({str(error).splitlines()[0]})") from error
+
+
+def _numbered(tables: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
+    start = 0
+    for table in tables:
+        yield start, table
+        start += len(table)
+
+
+def _positioned(table: pa.Table, index: int, start: int) -> pa.Table:
+    first = (index << 40) + start
+    plain = table.drop_columns(["_position"]) if "_position" in table.column_names else table
+    return plain.append_column("_position", pa.array(np.arange(first, first + len(table)), pa.int64()))
+
+
+def _tables_of(file: Location) -> Iterator[pa.Table]:
+    if file.url.endswith(_PARQUET):
+        with file.fs.open_input_file(file.path) as stream:
+            for batch in pq.ParquetFile(stream).iter_batches(batch_size=_BATCH_ROWS):
+                yield pa.Table.from_batches([batch])
+        return
+    with file.fs.open_input_stream(file.path, compression="gzip" if file.url.endswith(".gz") else None) as raw:
+        text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
+        rows = _csv_rows(text, file) if file.url.endswith(_DELIMITED) else _json_rows(text, file)
+        while chunk := list(itertools.islice(rows, _BATCH_ROWS)):
+            yield _table(chunk)
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: _column([row.get(name) for row in rows]) for name in names}
+    return pa.table(columns)
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """Values as an array; what has no single Arrow type becomes JSON text, an all-null column a string column."""
+    try:
+        array = pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        return pa.array([v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values], pa.string())
+    return array.cast(pa.string()) if pa.types.is_null(array.type) else array
+
+
+def _json_rows(lines: io.TextIOWrapper, file: Location) -> Iterator[dict[str, Any]]:
+    if file.url.endswith((".json", ".json.gz")):
+        text = lines.read()
+        if text.lstrip().startswith("["):
+            yield from _json_array(text, file)
+            return
+        lines = io.StringIO(text)  # type: ignore[assignment]
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"input {file.url} line {number}: not valid JSON ({error}): {line.strip()[:60]!r}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"input {file.url} line {number}: holds a {type(row).__name__}, should hold an object like {{...}}")
+        yield row
+
+
+def _json_array(text: str, file: Location) -> Iterator[dict[str, Any]]:
+    try:
+        rows = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"input {file.url}: not valid JSON ({error})") from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataError(f"input {file.url} item {number}: holds a {type(row).__name__}, should hold an object like {{...}}")
+        yield row
+
+
+def _csv_rows(text: io.TextIOWrapper, file: Location) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(_MAX_CELL_CHARS)
+    header = text.readline()
+    delimiter = "\t" if "\t" in header else ";" if header.count(";") > header.count(",") else ","
+    names = next(csv.reader([header], delimiter=delimiter), [])
+    unnamed = [f"column_{i}" if not name.strip() else name.strip() for i, name in enumerate(names)]
+    reader = csv.reader(text, delimiter=delimiter)
+    for row in reader:
+        if not row:
+            continue
+        if len(row) != len(unnamed):
+            raise DataError(f"input {file.url} line {reader.line_num + 1}: has {len(row)} columns, the header has {len(unnamed)}")
+        yield dict(zip(unnamed, row, strict=True))
+
+
+def _map_columns(table: pa.Table, config: InputConfig, where: str) -> pa.Table:
+    """Give the user's columns their names in the design; DataError for a column that is not there."""
+    wanted = [config.id_column, config.label_column, *config.text_columns]
+    for name in wanted:
+        if name is not None and name not in table.column_names:
+            raise DataError(f"input {where}: no column {name!r}{nearest_column(name, table.column_names)}")
+    renames = {}
+    if len(config.text_columns) == 1 and config.text_columns[0] != "text":
+        renames[config.text_columns[0]] = "text"
+    if config.label_column is not None and config.label_column != "label":
+        renames[config.label_column] = "label"
+    taken = set(renames.values())
+    plain = table.drop_columns([name for name in taken if name in table.column_names])
+    return plain.rename_columns([renames.get(name, name) for name in plain.column_names])
+
+
+def nearest_column(name: str, columns: Sequence[str]) -> str:
+    """The end of a message on a missing column: the nearest name, and all there are."""
+    import difflib
+
+    shown = ", ".join(c for c in columns if not c.startswith("_"))
+    match = difflib.get_close_matches(name, list(columns), n=1)
+    return f", did you mean {match[0]!r}? (columns: {shown})" if match else f" (columns: {shown})"
+
+
+def content_hashes(table: pa.Table) -> np.ndarray:
+    """16-byte content hash of each row as an array of shape [rows] of dtype S32 (hex)."""
+    names = sorted(name for name in table.column_names if not name.startswith("_"))
+    rows = table.select(names).to_pylist()
+    texts = (json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode() for row in rows)
+    return np.array([hashlib.blake2b(text, digest_size=16).hexdigest().encode() for text in texts], dtype="S32")
+
+
+def _keys(rows: Any, id_column: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Hash (of the id where there is one, otherwise of the content) and position of every row, on the driver."""
+
+    def key(table: pa.Table) -> pa.Table:
+        own = _own_ids(table, id_column)
+        digests = content_hashes(table) if own is None else content_hashes(pa.table({"id": own}))
+        raw = pa.array([bytes.fromhex(d.decode()) for d in digests], pa.binary(16))
+        return pa.table({"digest": raw, "position": table["_position"], "own": pa.array([own is not None] * len(table))})
+
+    digests, positions = [], []
+    for batch in rows.map_batches(key, batch_size=None, batch_format="pyarrow").iter_batches(batch_size=None, batch_format="pyarrow"):
+        digests.append(np.array(batch["digest"].to_pylist(), dtype="V16"))
+        positions.append(batch["position"].to_numpy())
+    if not digests:
+        raise DataError("input: holds no rows")
+    return np.concatenate(digests), np.concatenate(positions)
+
+
+def _occurrences(digests: np.ndarray, positions: np.ndarray) -> dict[int, int]:
+    """For rows that repeat an earlier one, position -> k (1 for the second identical row, and so on)."""
+    order = np.argsort(digests, kind="stable")
+    same = np.concatenate([[False], digests[order][1:] == digests[order][:-1]])
+    counts: dict[int, int] = {}
+    k = 0
+    for place in np.flatnonzero(same):
+        k = k + 1 if same[place - 1] else 1
+        counts[int(positions[order[place]])] = k
+    return counts
+
+
+def _own_ids(table: pa.Table, id_column: str | None) -> pa.ChunkedArray | None:
+    name = id_column or ("id" if "id" in table.column_names else None)
+    return None if name is None else table[name].cast(pa.string())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Identify:
+    """Add the ``id`` column; a user's own id that is empty or doubled raises DataError."""
+
+    id_column: str | None
+    repeats: dict[int, int]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        own = _own_ids(table, self.id_column)
+        positions = table["_position"].to_pylist()
+        if own is None:
+            digests = [d.decode()[:24] for d in content_hashes(table)]
+            ids = [f"{d}-{self.repeats[p]}" if p in self.repeats else d for d, p in zip(digests, positions, strict=True)]
+        else:
+            ids = own.to_pylist()
+            self._check(ids, positions)
+        plain = table.drop_columns([name for name in ("_position", "id") if name in table.column_names])
+        return plain.add_column(0, "id", pa.array(ids, pa.string()))
+
+    def _check(self, ids: list[str | None], positions: list[int]) -> None:
+        for value, position in zip(ids, positions, strict=True):
+            row = (position & ((1 << 40) - 1)) + 1
+            if value is None or value == "":
+                raise DataError(f"input row {row}: the id column {self.id_column or 'id'!r} is empty; ids should be there and differ")
+            if position in self.repeats:
+                raise DataError(f"input row {row}: id {value!r} occurs twice; ids should differ (leave --id-column out to have ids made)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Writer:
+    """Write one block's kept and dropped rows as parquet files; yields what was written.
+
+    The input table has a ``reason`` column: null for rows to keep.
+    """
+
+    folder: Location
+    attempt: str
+    kept_columns: tuple[str, ...] | None
+    dropped_columns: tuple[str, ...] | None
+    dropped_only: tuple[str, ...]
+
+    REPORT: ClassVar[pa.Schema] = pa.schema(
+        [("kind", pa.string()), ("file", pa.string()), ("rows", pa.int64()), ("reasons", pa.list_(pa.string())), ("counts", pa.list_(pa.int64()))]
+    )
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if not len(table):
+            return self.REPORT.empty_table()
+        if "reason" not in table.column_names:
+            kept, dropped = table, table.slice(0, 0)
+        else:
+            is_kept = pc.is_null(table["reason"])
+            kept, dropped = table.filter(is_kept), table.filter(pc.invert(is_kept))
+        shown = kept.drop_columns([name for name in self.dropped_only if name in kept.column_names])
+        reports = [
+            self._write("data", _select(shown, self.kept_columns), [], []),
+            self._write("dropped", _select(dropped, self.dropped_columns), *_counts(dropped)),
+        ]
+        return pa.Table.from_pylist(reports, schema=self.REPORT)
+
+    def _write(self, kind: str, table: pa.Table, reasons: list[str], counts: list[int]) -> dict[str, Any]:
+        name = None
+        if len(table):
+            name = f"{kind}/{self.attempt}-{uuid.uuid4().hex[:12]}.parquet"
+            target = self.folder.join(name)
+            target.fs.create_dir(self.folder.join(kind).path, recursive=True)
+            pq.write_table(table, target.path, filesystem=target.fs, compression="zstd")
+        return {"kind": kind, "file": name, "rows": len(table), "reasons": reasons, "counts": counts}
+
+
+def _select(table: pa.Table, columns: tuple[str, ...] | None) -> pa.Table:
+    return table if columns is None else table.select([name for name in columns if name in table.column_names])
+
+
+def _counts(dropped: pa.Table) -> tuple[list[str], list[int]]:
+    if "reason" not in dropped.column_names or not len(dropped):
+        return [], []
+    found = pc.value_counts(dropped["reason"].combine_chunks()).to_pylist()
+    return [str(item["values"]) for item in found], [int(item["counts"]) for item in found]
