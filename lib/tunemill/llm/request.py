@@ -15,6 +15,7 @@ from tunemill.llm.config import ModelConfig
 
 __all__ = [
     "Answer",
+    "EmbeddingProvider",
     "Failure",
     "FailureKind",
     "LimitHeaders",
@@ -178,6 +179,13 @@ class Provider(Protocol):
 
     def output_weight(self, model: ModelConfig) -> float:
         """How many tokens of the token limit one output token takes when usage is settled (0 where output is not counted)."""
+
+
+class EmbeddingProvider(Provider, Protocol):
+    """A wire format for texts to vectors: a `Prompt` of texts in, an `Answer` with ``vectors`` out."""
+
+    def texts_per_call(self, model: ModelConfig) -> int:
+        """The most texts that one call takes."""
 
 
 def request_key(wire: WireRequest, endpoint: str, model: str, sample: int) -> str:
