@@ -1,0 +1,1 @@
+"""Vectors -> pairs -> survivors: near-duplicates found exactly, removed without leaving orphans."""
