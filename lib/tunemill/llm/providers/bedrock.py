@@ -16,7 +16,7 @@ from tunemill.errors import ConfigError
 from tunemill.llm.config import ModelConfig
 from tunemill.llm.providers import hints
 from tunemill.llm.providers.anthropic import read_message
-from tunemill.llm.providers.bedrock_bodies import TAKES, body_of, family_of
+from tunemill.llm.providers.bedrock_bodies import body_of, family_of, takes
 from tunemill.llm.providers.failures import bad_answer, error_facts, failure, kind_of_status, says_too_long
 from tunemill.llm.providers.wire import JSON_HEADERS, check_params, dump, merged, normal_url, parse
 from tunemill.llm.request import Answer, Failure, FailureKind, LimitHeaders, Prompt, WireRequest
@@ -114,7 +114,7 @@ class Bedrock(_BedrockBase):
 
     def check(self, model: ModelConfig) -> None:
         """Parameters, body format, region and address; credentials are boto3's and are checked when its client is made."""
-        check_params(model, TAKES[family_of(model)])
+        check_params(model, takes(model))
         self.endpoint(model)
 
     def build(
@@ -169,9 +169,7 @@ class BedrockEmbeddings(_BedrockBase):
             return 1
         if re.search(r"cohere\.embed", model.model):
             return 96
-        raise ConfigError(
-            f"models.{model.name}: {model.model} is no embedding model of Bedrock (amazon.titan-embed-*, cohere.embed-*)"
-        )
+        raise ConfigError(f"models.{model.name}: model is {model.model}, should be amazon.titan-embed-* or cohere.embed-*")
 
     def build(
         self, model: ModelConfig, prompt: Prompt, *, schema: Mapping[str, Any] | None, sample: int, seed: int | None

@@ -15,7 +15,7 @@ from tunemill.llm.config import ModelConfig, Params
 from tunemill.llm.providers.anthropic import messages_body
 from tunemill.llm.request import Prompt
 
-__all__ = ["TAKES", "Family", "body_of", "family_of"]
+__all__ = ["Family", "body_of", "family_of", "takes"]
 
 Family = Literal["j2", "titan", "claude2", "claude3", "llama2", "llama3", "mistral", "converse"]
 
@@ -31,7 +31,7 @@ _PATTERNS: tuple[tuple[str, Family], ...] = (
 # families that Converse serves as well; auto prefers it for them
 _BOTH = frozenset({"claude3", "llama3"})
 _SAMPLING = ("temperature", "top_p")
-TAKES: Mapping[Family, tuple[str, ...]] = {
+_TAKES: Mapping[Family, tuple[str, ...]] = {
     "j2": (*_SAMPLING, "stop", "presence_penalty", "frequency_penalty"),
     "titan": (*_SAMPLING, "stop"),
     "claude2": (*_SAMPLING, "top_k", "stop"),
@@ -54,6 +54,12 @@ def family_of(model: ModelConfig) -> Family:
     return family
 
 
+def takes(model: ModelConfig) -> tuple[str, ...]:
+    """The common parameters that the model's body has room for (besides max_tokens)."""
+    family = family_of(model)
+    return (*_TAKES[family], "top_k") if family == "converse" and _claude(model) else _TAKES[family]
+
+
 def body_of(family: Family, model: ModelConfig, prompt: Prompt, schema: Mapping[str, Any] | None) -> dict[str, Any]:
     """The body before ``params.extra``."""
     if schema is not None and family not in ("claude3", "converse"):
@@ -67,10 +73,8 @@ def body_of(family: Family, model: ModelConfig, prompt: Prompt, schema: Mapping[
 
 def _named(params: Params, names: Mapping[str, str]) -> dict[str, Any]:
     """The parameters that are set, under the names of the wire (wire name -> common name)."""
-    pairs = ((wire, getattr(params, name)) for wire, name in names.items())
-    return {
-        wire: list(value) if isinstance(value, tuple) else value for wire, value in pairs if value is not None and value != ()
-    }
+    pairs = [(wire, getattr(params, name)) for wire, name in names.items()]
+    return {wire: list(value) if isinstance(value, tuple) else value for wire, value in pairs if value not in (None, ())}
 
 
 def _j2(params: Params, prompt: Prompt) -> dict[str, Any]:
@@ -124,12 +128,18 @@ def _converse(model: ModelConfig, prompt: Prompt, schema: Mapping[str, Any] | No
         body["system"] = [{"text": system}]
     names = {"maxTokens": "max_tokens", "temperature": "temperature", "topP": "top_p", "stopSequences": "stop"}
     body["inferenceConfig"] = _named(model.params, names)
+    if model.params.top_k is not None and _claude(model):
+        body["additionalModelRequestFields"] = {"top_k": model.params.top_k}
     if schema is not None:
         if schema.get("type") != "object":
             raise ConfigError(f"models.{model.name}: response_schema has type {schema.get('type')!r}, should be object")
         spec = {"name": "answer", "description": "Give the answer in this form.", "inputSchema": {"json": schema}}
         body["toolConfig"] = {"tools": [{"toolSpec": spec}], "toolChoice": {"tool": {"name": "answer"}}}
     return body
+
+
+def _claude(model: ModelConfig) -> bool:
+    return "anthropic.claude" in model.model
 
 
 def _split(prompt: Prompt) -> tuple[str, list[tuple[str, str]]]:

@@ -123,9 +123,6 @@ class OpenAI(_OpenAIBase):
         if value.get("error"):
             return self.error(_status_inside(value["error"]), headers, body, value)
         used = _usage(value)
-            "input_tokens": int(usage.get("prompt_tokens") or 0),
-            "output_tokens": int(usage.get("completion_tokens") or 0),
-        }
         choices = value.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0].get("message"), dict):
             return bad_answer("the body has no choices", status, body, **used)
