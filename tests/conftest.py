@@ -18,9 +18,9 @@ def ray_session() -> Iterator[None]:
     """A local Ray with two CPUs, shared by all tests that ask for it."""
     import ray
 
-    from tunemill.resources import ray_session
+    from tunemill.resources import connect
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, namespace="tunemill", log_to_driver=False, logging_level="ERROR")
-    with ray_session():
-        yield
+    connect()
+    yield
     ray.shutdown()

@@ -7,46 +7,36 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cluster_resources", "node_count", "ray_session"]
+from tunemill.store import typed_cwd
+
+__all__ = ["NAMESPACE", "cluster_resources", "connect", "node_count"]
 
 NAMESPACE = "tunemill"
 
 
-@contextmanager
-def ray_session() -> Iterator[None]:
-    """Connect to RAY_ADDRESS (set inside ``ray job submit``) or start a local Ray, and leave as it was found."""
-    # Ray reads these when it is imported.
+def connect() -> None:
+    """Join the Ray of RAY_ADDRESS (set inside ``ray job submit``) or start a local one; does nothing when connected.
+
+    The session ends with the process.
+    """
+    # Ray reads these when it is imported, in this process and in its workers.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TUNEMILL_CWD", typed_cwd())
     import ray
 
-    began = not ray.is_initialized()
-    if began:
-        _connect()
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        options: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.ERROR, "log_to_driver": False}
+        if address:
+            ray.init(address=address, runtime_env=_shipped(), **options)
+        else:
+            ray.init(address="local", include_dashboard=False, **options)
     _quieten()
-    try:
-        yield
-    finally:
-        if began:
-            ray.shutdown()
-
-
-def _connect() -> None:
-    import ray
-
-    address = os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.ERROR, "log_to_driver": False}
-    if address:
-        ray.init(address=address, runtime_env=_shipped(), **options)
-    else:
-        ray.init(address="local", include_dashboard=False, **options)
 
 
 def _shipped() -> dict[str, Any]:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from tunemill.config import essential, fingerprint
 from tunemill.errors import DataError
 from tunemill.progress import Progress
+from tunemill.resources import connect
 from tunemill.store import Location, Manifest, StageStore, new_attempt
 
 __all__ = ["Outcome", "Source", "Stage", "StageContext", "commit_rows", "run_stage", "stage_source", "write_table"]
@@ -75,6 +76,8 @@ class Stage(Generic[C]):
     execute: Callable[[StageContext, Any, C], Outcome]
     grows: Callable[[dict[str, Any], dict[str, Any]], bool] = lambda old, new: False
     """True when ``new`` config only asks for more than ``old`` (so that no ``--overwrite`` is needed)."""
+    check: Callable[[C], None] = lambda config: None
+    """Refuse, before anything runs or costs, what is wrong with the config (a missing model, file or key)."""
     unfinished: Callable[[Manifest, C], bool] = lambda manifest, config: False
     """True when a committed stage still has work (rows that a spending cap held back)."""
 
@@ -127,15 +130,17 @@ def run_stage(stage: Stage[C], source: Source, config: C, context: StageContext,
     wanted, input_ = essential(config), source.describe
     found = context.store.read_manifest()
     if found is not None:
-        if context.store.matches(wanted, input_) and not stage.unfinished(found, config):
+        if is_done(stage, config, context.store, input_):
             context.progress.skipped(stage.name, found.rows_kept)
             return found
         same_config = found.config == wanted or stage.grows(found.config, wanted)
         same_input = found.input.get("fingerprint") == input_["fingerprint"]
         if not overwrite and not (same_config and (same_input or stale_ok)):
             context.store.refuse_mismatch(wanted, input_)
+    stage.check(config)
     context.store.folder.make_folder()
     context.store.clean()
+    connect()
     started = time.monotonic()
     with context.progress.stage(stage.name):
         outcome = stage.execute(context, source, config)
@@ -155,6 +160,12 @@ def run_stage(stage: Stage[C], source: Source, config: C, context: StageContext,
     committed = context.store.commit(manifest)
     context.progress.finished(committed)
     return committed
+
+
+def is_done(stage: Stage[C], config: C, store: StageStore, input_: Mapping[str, Any]) -> bool:
+    """True when the stage finished with this configuration and input and has nothing left to do."""
+    found = store.read_manifest()
+    return found is not None and store.matches(essential(config), input_) and not stage.unfinished(found, config)
 
 
 def commit_rows(

@@ -22,6 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tunemill.chat.config import ConversationRules, RowFormat
+from tunemill.chat.conversations import has_known_columns, read_row
 from tunemill.config import fingerprint
 from tunemill.errors import DataError
 from tunemill.store import Location, content_fingerprint
@@ -41,8 +43,8 @@ class InputConfig:
 
     path: str
     """One file, a folder or a glob; parquet, JSONL (also .gz) or CSV; local, s3:// or gs://."""
-    format: str | None = None
-    """sharegpt, messages, alpaca, prompt_completion or text; recognised by the columns when left out."""
+    format: RowFormat = "auto"
+    """sharegpt, messages, alpaca, prompt_completion or text; auto looks at the columns."""
     id_column: str | None = None
     """Column that identifies a row; by default a hash of its content is made the id."""
     text_columns: tuple[str, ...] = ()
@@ -240,7 +242,23 @@ def _map_columns(table: pa.Table, config: InputConfig, where: str) -> pa.Table:
         renames[config.label_column] = "label"
     taken = set(renames.values())
     plain = table.drop_columns([name for name in taken if name in table.column_names])
-    return plain.rename_columns([renames.get(name, name) for name in plain.column_names])
+    named = plain.rename_columns([renames.get(name, name) for name in plain.column_names])
+    return named if "text" in named.column_names else _with_first_turns(named, config.format)
+
+
+def _with_first_turns(table: pa.Table, row_format: RowFormat) -> pa.Table:
+    """For conversations, ``prompt`` and ``text`` columns: the first question and its answer (empty when unreadable)."""
+    if not has_known_columns(table.column_names):
+        return table
+    rules = ConversationRules(format=row_format, turns="first")
+    prompts, texts = [], []
+    for row in table.to_pylist():
+        messages = read_row(row, rules).messages
+        prompts.append(next((m["content"] for m in messages if m["role"] == "user"), ""))
+        texts.append(next((m["content"] for m in messages if m["role"] == "assistant"), ""))
+    if "prompt" not in table.column_names:
+        table = table.append_column("prompt", pa.array(prompts, pa.string()))
+    return table.append_column("text", pa.array(texts, pa.string()))
 
 
 def nearest_column(name: str, columns: Sequence[str]) -> str:

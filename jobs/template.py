@@ -1,0 +1,25 @@
+"""tunemill template: chat template, token ids and loss weights, proven right."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from tunemill.chat.stage import STAGE
+from tunemill.cli import run_main
+from tunemill.runner import run_stage_job
+
+USAGE = """
+usage: tunemill template --config run.yaml
+       tunemill template --input conversations.jsonl --output DIR --tokenizer mistral-common/v3 --max-length 4096
+       tunemill template ... --show 3        print three samples with the trained tokens coloured
+"""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run the stage, alone or within a run."""
+    run_stage_job(STAGE, argv, USAGE)
+
+
+if __name__ == "__main__":
+    run_main(run, sys.argv[1:], "template")

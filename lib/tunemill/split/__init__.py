@@ -1,0 +1,1 @@
+"""Rows to train, validation and test, without near-duplicates across the border."""
