@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -26,13 +27,37 @@ from tunemill.errors import ConfigError, DataError, ResumeRefused, RunFailed
 
 __all__ = ["Location", "Manifest", "StageStore", "content_fingerprint", "new_attempt", "typed_cwd"]
 
+_SHIPPED_FOLDER = "/working_dir_files/"
 _REMOTE = ("s3://", "gs://", "gcs://")
 _SAMPLED_BYTES = 1 << 20
 
 
 def typed_cwd() -> str:
-    """The folder in which the user typed the command (TUNEMILL_CWD under ``ray job submit``)."""
-    return os.environ.get("TUNEMILL_CWD") or os.getcwd()
+    """The folder in which the user typed the command.
+
+    Under ``ray job submit --working-dir .`` the job runs in a copy of that folder: TUNEMILL_CWD names
+    the original (``tunemill submit`` sets it); without it, the submitting command is looked up among
+    this machine's processes.
+    """
+    named = os.environ.get("TUNEMILL_CWD")
+    here = os.getcwd()
+    if named or _SHIPPED_FOLDER not in here:
+        return named or here
+    return _submitter_cwd() or here
+
+
+@functools.cache
+def _submitter_cwd() -> str | None:
+    import psutil
+
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+            if "submit" in words and "job" in words and any(os.path.basename(word) == "ray" for word in words):
+                return str(process.cwd())
+        except psutil.Error:
+            continue
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
