@@ -1,0 +1,1 @@
+"""From a template and variables to labelled answers of one or more models."""
