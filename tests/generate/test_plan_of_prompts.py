@@ -63,7 +63,12 @@ def test_labels_are_balanced_in_every_prefix(labels: list[str]) -> None:
 def test_combinations_repeat_only_when_all_were_used() -> None:
     """With 12 combinations for each of 2 labels, 24 prompts differ, and the 25th is the first repeat."""
     plan = make_plan(
-        config(template="{mood} {day} {place}", variables={"mood": ["up", "down"], "day": list("1234"), "place": list("xyz")}, label="mood"), 0
+        config(
+            template="{mood} {day} {place}",
+            variables={"mood": ["up", "down"], "day": list("1234"), "place": list("xyz")},
+            label="mood",
+        ),
+        0,
     )
     prompts = [plan.at(i) for i in range(48)]
     assert len({p.prompt for p in prompts[:24]}) == 24
@@ -97,7 +102,9 @@ def test_variables_of_a_row_are_exactly_those_of_its_prompt(tmp_path: Path) -> N
     """Putting the stored variables into the template gives the stored prompt; braces stay as written."""
     (tmp_path / "places.txt").write_text("אילת\n\n  서울  \nParis\n", encoding="utf-8")
     template = 'Say {mood} in {place}: {{"text": ...}}'
-    plan = make_plan(config(template=template, variables={"mood": ["up", "{down}"], "place": {"file": str(tmp_path / "places.txt")}}), 0)
+    plan = make_plan(
+        config(template=template, variables={"mood": ["up", "{down}"], "place": {"file": str(tmp_path / "places.txt")}}), 0
+    )
     for i in range(6):
         row = plan.at(i)
         assert set(row.variables) == {"mood", "place"}
@@ -107,7 +114,10 @@ def test_variables_of_a_row_are_exactly_those_of_its_prompt(tmp_path: Path) -> N
 
 def test_prompt_id_depends_on_the_system_text() -> None:
     """The same user text under another system text is another prompt."""
-    ids = [make_plan(config(template="Hi {a}", variables={"a": ["x"]}, system=system), 0).at(0).prompt_id for system in (None, "Be kind.")]
+    ids = [
+        make_plan(config(template="Hi {a}", variables={"a": ["x"]}, system=system), 0).at(0).prompt_id
+        for system in (None, "Be kind.")
+    ]
     assert ids[0] != ids[1]
 
 

@@ -63,7 +63,9 @@ class GenerateConfig:
     def check_variables(self) -> None:
         """Raise ConfigError unless every name of the template has values (a plan is made from them, not from a file)."""
         if not self.template:
-            raise ConfigError('generate.template is missing; write the prompt, such as "Write a {sentiment} sentence about {topics}."')
+            raise ConfigError(
+                'generate.template is missing; write the prompt, such as "Write a {sentiment} sentence about {topics}."'
+            )
         names = template_names(self.template)
         for name in names:
             if name not in self.variables:
@@ -89,7 +91,9 @@ def template_names(template: str) -> tuple[str, ...]:
             continue
         if not name.isidentifier() or form or conversion:
             shown = f"{name}{'!' + conversion if conversion else ''}{':' + form if form else ''}"
-            raise ConfigError(f"generate.template: {{{shown}}} is not a variable; write {{name}}, or {{{{ and }}}} for plain braces")
+            raise ConfigError(
+                f"generate.template: {{{shown}}} is not a variable; write {{name}}, or {{{{ and }}}} for plain braces"
+            )
         names[name] = None
     return tuple(names)
 

@@ -61,7 +61,9 @@ class PlanSource:
         import ray.data
 
         blocks = max(-(-self.rows // _BLOCK_PROMPTS), 1)
-        return ray.data.range(self.rows, override_num_blocks=blocks).map_batches(self.table, batch_size=None, batch_format="numpy")
+        return ray.data.range(self.rows, override_num_blocks=blocks).map_batches(
+            self.table, batch_size=None, batch_format="numpy"
+        )
 
     def table(self, batch: dict[str, Any]) -> pa.Table:
         """The prompts at the places in ``batch["id"]``."""
@@ -105,7 +107,10 @@ def expand(prompts: Any, config: GenerateConfig) -> Any:
     """Each prompt for each model and sample, in (prompt, model, sample) order; a lazy Dataset."""
     names = tuple(model.name for model in config.models)
     return prompts.map_batches(
-        call_table, batch_size=None, batch_format="pyarrow", fn_kwargs={"models": names, "samples": config.samples, "system": config.system}
+        call_table,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_kwargs={"models": names, "samples": config.samples, "system": config.system},
     )
 
 
@@ -149,7 +154,9 @@ class _Fill:
         for row, identity in zip(rows, ids, strict=True):
             for name, value in row.items():
                 if not value.strip():
-                    raise DataError(f"generate: row with id {identity!r} has nothing in column {name!r}, which the template needs")
+                    raise DataError(
+                        f"generate: row with id {identity!r} has nothing in column {name!r}, which the template needs"
+                    )
         prompts = [self.template.format_map(row) for row in rows]
         labels = [_text(v) or None for v in table[self.label].to_pylist()] if self.label else [None] * len(table)
         carried = {"source_id": pa.array(ids, pa.string())}

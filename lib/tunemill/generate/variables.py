@@ -85,7 +85,11 @@ def _read_groups(path: str, where: str) -> tuple[tuple[str, ...], ...]:
         raise ConfigError(f"{where}: cannot be read ({error.strerror or 'not found'})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: not UTF-8 text at byte {error.start}") from error
-    groups = _json_groups(text, where) if path.endswith(".json") else tuple((line.strip(),) for line in text.splitlines() if line.strip())
+    groups = (
+        _json_groups(text, where)
+        if path.endswith(".json")
+        else tuple((line.strip(),) for line in text.splitlines() if line.strip())
+    )
     if not groups:
         raise ConfigError(f"{where}: holds no values")
     seen: set[str] = set()
