@@ -14,6 +14,8 @@ import yaml
 from tunemill.cli import Command, Options, Parsed, parse
 from tunemill.config import build, essential, fingerprint, overlay, to_plain
 from tunemill.errors import ConfigError, DataError, ResumeRefused
+from tunemill.generate.config import GenerateConfig
+from tunemill.generate.rows import PlanSource
 from tunemill.pipeline import ORDER, PipelineConfig, StageName, complete, upstream
 from tunemill.progress import Progress
 from tunemill.stage import Source, Stage, is_done, new_context, run_stage, stage_source
@@ -105,6 +107,8 @@ class Run:
         before = upstream(self.config, name)
         if before is not None:
             return stage_source(self.store(before))
+        if self.config.generate is not None and name == "generate":
+            return PlanSource.of(self.config.generate, self.config.run.seed)
         return FileSource(self.config.input) if self.config.input is not None else NoRows()
 
     def stage(self, stage: Stage[C]) -> Manifest:
@@ -192,7 +196,7 @@ def _alone(stage: Stage[C], parsed: Parsed[C]) -> Manifest:
     if options.format is not None and "format" in fields:
         values["format"] = options.format
     config = build(stage.config_type, values, parsed.where)
-    source: Source = NoRows()
+    source: Source = PlanSource.of(config, options.seed or 0) if isinstance(config, GenerateConfig) and options.input is None else NoRows()
     if options.input is not None:
         mapping: Mapping[str, Any] = {
             "path": options.input,
