@@ -1,0 +1,1 @@
+"""Label probabilities before and after tuning, and what they are worth."""
