@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from tunemill.cli import run_main
 from tunemill.finetune.stage import STAGE
+
+from tunemill.cli import run_main
 from tunemill.runner import run_stage_job
 
 USAGE = """

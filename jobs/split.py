@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from tunemill.cli import run_main
-from tunemill.split.stage import STAGE
 from tunemill.runner import run_stage_job
+from tunemill.split.stage import STAGE
 
 USAGE = """
 usage: tunemill split --config run.yaml

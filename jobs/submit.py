@@ -70,7 +70,9 @@ def _client(address: str):  # type: ignore[no-untyped-def]
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
-        raise ConfigError(f"tunemill submit: no Ray job server at {address} ({first}); start one with: ray start --head") from error
+        raise ConfigError(
+            f"tunemill submit: no Ray job server at {address} ({first}); start one with: ray start --head"
+        ) from error
 
 
 def _without(words: Sequence[str], flag: str) -> list[str]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from tunemill.chat.stage import STAGE
+
 from tunemill.cli import run_main
 from tunemill.runner import run_stage_job
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 import logging
 import os
 import sys
@@ -250,7 +249,9 @@ def help_text(command: Command) -> str:
 def _flag_lines(config_type: type) -> list[str]:
     lines = []
     for flag in flags_of(config_type):
-        lines.append(f"  --{flag.path.replace('_', '-')} {flag.type_name.upper() if '|' not in flag.type_name else flag.type_name}")
+        lines.append(
+            f"  --{flag.path.replace('_', '-')} {flag.type_name.upper() if '|' not in flag.type_name else flag.type_name}"
+        )
         default = "" if flag.default in ("null", '""') else f" (default: {flag.default})"
         lines += textwrap.wrap(f"{flag.doc}{default}", width=100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return lines

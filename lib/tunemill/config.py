@@ -14,6 +14,7 @@ import difflib
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import textwrap
 import types
@@ -171,7 +172,7 @@ def field_docs(config_type: type) -> dict[str, str]:
         if not dataclasses.is_dataclass(base):
             continue
         body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]).body
-        for above, below in zip(body, body[1:], strict=False):
+        for above, below in itertools.pairwise(body):
             if (
                 isinstance(above, ast.AnnAssign)
                 and isinstance(above.target, ast.Name)

@@ -68,7 +68,9 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         if (self.input is None) == (self.generate is None):
-            raise ConfigError("a run starts from one section: generate (ask models) or input (your own rows), not both or neither")
+            raise ConfigError(
+                "a run starts from one section: generate (ask models) or input (your own rows), not both or neither"
+            )
 
 
 def complete(config: PipelineConfig) -> PipelineConfig:
@@ -89,7 +91,12 @@ def complete(config: PipelineConfig) -> PipelineConfig:
     if clean is None and config.generate is not None:
         clean = CleanConfig()
     return dataclasses.replace(
-        config, clean=clean, embed=embed, dedup=dataclasses.replace(config.dedup, embed=embed), template=template, evaluate=evaluate
+        config,
+        clean=clean,
+        embed=embed,
+        dedup=dataclasses.replace(config.dedup, embed=embed),
+        template=template,
+        evaluate=evaluate,
     )
 
 
@@ -111,7 +118,7 @@ def stage_names(config: PipelineConfig) -> list[StageName]:
 
 def upstream(config: PipelineConfig, name: StageName) -> StageName | None:
     """The stage whose rows ``name`` reads, or None for the first one."""
-    names = [n for n in stage_names(dataclasses.replace(config, run=dataclasses.replace(config.run, until=None)))]
+    names = stage_names(dataclasses.replace(config, run=dataclasses.replace(config.run, until=None)))
     before = names[: names.index(name)] if name in names else [n for n in names if ORDER.index(n) < ORDER.index(name)]
     readable = [n for n in before if n not in _ADAPTER_STAGES]
     return readable[-1] if readable else None

@@ -85,7 +85,9 @@ def exclusive(folder: Location) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(f"output {folder.url}: another tunemill process is at work there; wait for it or choose another output") from error
+            raise ConfigError(
+                f"output {folder.url}: another tunemill process is at work there; wait for it or choose another output"
+            ) from error
         yield
 
 
@@ -116,7 +118,9 @@ class Run:
         name = _stage_name(stage.name)
         context = new_context(self.store(name), seed=self.config.run.seed, progress=self.progress, run=self.folder)
         inside = upstream(self.config, name) is not None
-        return run_stage(stage, self.source_of(name), getattr(self.config, name), context, overwrite=self.overwrite, stale_ok=inside)
+        return run_stage(
+            stage, self.source_of(name), getattr(self.config, name), context, overwrite=self.overwrite, stale_ok=inside
+        )
 
     def refuse_early(self, stages: Sequence[Stage[Any]]) -> None:
         """Before anything runs: raise for a finished stage with other settings, or for settings that cannot work."""
@@ -139,7 +143,8 @@ class Run:
         found = self.store(first).read_manifest()
         if found is not None and found.input.get("fingerprint") != FileSource(self.config.input).describe["fingerprint"]:
             raise ResumeRefused(
-                f"{self.folder.url}: made from other rows than {self.config.input.path} now holds; add --overwrite to replace it, or choose another output"
+                f"{self.folder.url}: made from other rows than {self.config.input.path} now holds; "
+                "add --overwrite to replace it, or choose another output"
             )
 
     def write_config(self) -> None:
@@ -196,7 +201,9 @@ def _alone(stage: Stage[C], parsed: Parsed[C]) -> Manifest:
     if options.format is not None and "format" in fields:
         values["format"] = options.format
     config = build(stage.config_type, values, parsed.where)
-    source: Source = PlanSource.of(config, options.seed or 0) if isinstance(config, GenerateConfig) and options.input is None else NoRows()
+    source: Source = (
+        PlanSource.of(config, options.seed or 0) if isinstance(config, GenerateConfig) and options.input is None else NoRows()
+    )
     if options.input is not None:
         mapping: Mapping[str, Any] = {
             "path": options.input,

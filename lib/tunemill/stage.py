@@ -109,7 +109,9 @@ class CommittedSource:
 
         files = self.store.committed("data")
         if not files:
-            raise DataError(f"{self.store.folder.url}: stage {self.manifest.stage} kept no rows, so there is nothing to go on with")
+            raise DataError(
+                f"{self.store.folder.url}: stage {self.manifest.stage} kept no rows, so there is nothing to go on with"
+            )
         return ray.data.read_parquet([f.path for f in files], filesystem=files[0].fs, file_extensions=None)
 
 
@@ -121,7 +123,9 @@ def stage_source(store: StageStore) -> CommittedSource:
     return CommittedSource(store, manifest)
 
 
-def run_stage(stage: Stage[C], source: Source, config: C, context: StageContext, *, overwrite: bool, stale_ok: bool = False) -> Manifest:
+def run_stage(
+    stage: Stage[C], source: Source, config: C, context: StageContext, *, overwrite: bool, stale_ok: bool = False
+) -> Manifest:
     """Skip, refuse or execute a stage, and commit it.
 
     ``stale_ok`` allows replacing output whose only difference is its input (an earlier stage of the

@@ -164,7 +164,11 @@ class Location:
         selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         prefix = self.url[: len(self.url) - len(self.path)] if not self.is_remote else self.url.split("://")[0] + "://"
         found = (info for info in self.fs.get_file_info(selector) if info.type == pafs.FileType.File)
-        return [Location(prefix + info.path) for info in sorted(found, key=lambda i: i.path) if fnmatch.fnmatch(info.base_name, pattern)]
+        return [
+            Location(prefix + info.path)
+            for info in sorted(found, key=lambda i: i.path)
+            if fnmatch.fnmatch(info.base_name, pattern)
+        ]
 
     def expand(self) -> list[Location]:
         """The input files this names: one file, all files of a folder, or a glob. DataError when none."""
@@ -294,7 +298,18 @@ class StageStore:
 
 
 def _versions() -> dict[str, str]:
-    names = ("tunemill", "ray", "pyarrow", "numpy", "torch", "transformers", "peft", "sentence-transformers", "faiss-cpu", "mistral-common")
+    names = (
+        "tunemill",
+        "ray",
+        "pyarrow",
+        "numpy",
+        "torch",
+        "transformers",
+        "peft",
+        "sentence-transformers",
+        "faiss-cpu",
+        "mistral-common",
+    )
     found = {}
     for name in names:
         try:

@@ -128,7 +128,9 @@ class FileSource:
                     if config.limit is not None and seen >= config.limit:
                         break
 
-        rows = ray.data.from_items(sources, override_num_blocks=len(sources)).map_batches(read, batch_size=1, batch_format="numpy")
+        rows = ray.data.from_items(sources, override_num_blocks=len(sources)).map_batches(
+            read, batch_size=1, batch_format="numpy"
+        )
         return rows.limit(config.limit) if config.limit is not None else rows
 
 
@@ -180,7 +182,9 @@ def _column(values: list[Any]) -> pa.Array:
     try:
         array = pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-        return pa.array([v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values], pa.string())
+        return pa.array(
+            [v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values], pa.string()
+        )
     return array.cast(pa.string()) if pa.types.is_null(array.type) else array
 
 
@@ -288,7 +292,9 @@ def _keys(rows: Any, id_column: str | None) -> tuple[np.ndarray, np.ndarray]:
         return pa.table({"digest": raw, "position": table["_position"], "own": pa.array([own is not None] * len(table))})
 
     digests, positions = [], []
-    for batch in rows.map_batches(key, batch_size=None, batch_format="pyarrow").iter_batches(batch_size=None, batch_format="pyarrow"):
+    for batch in rows.map_batches(key, batch_size=None, batch_format="pyarrow").iter_batches(
+        batch_size=None, batch_format="pyarrow"
+    ):
         digests.append(np.array(batch["digest"].to_pylist(), dtype="V16"))
         positions.append(batch["position"].to_numpy())
     if not digests:
@@ -336,9 +342,13 @@ class _Identify:
         for value, position in zip(ids, positions, strict=True):
             row = (position & ((1 << 40) - 1)) + 1
             if value is None or value == "":
-                raise DataError(f"input row {row}: the id column {self.id_column or 'id'!r} is empty; ids should be there and differ")
+                raise DataError(
+                    f"input row {row}: the id column {self.id_column or 'id'!r} is empty; ids should be there and differ"
+                )
             if position in self.repeats:
-                raise DataError(f"input row {row}: id {value!r} occurs twice; ids should differ (leave --id-column out to have ids made)")
+                raise DataError(
+                    f"input row {row}: id {value!r} occurs twice; ids should differ (leave --id-column out to have ids made)"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -355,7 +365,13 @@ class Writer:
     dropped_only: tuple[str, ...]
 
     REPORT: ClassVar[pa.Schema] = pa.schema(
-        [("kind", pa.string()), ("file", pa.string()), ("rows", pa.int64()), ("reasons", pa.list_(pa.string())), ("counts", pa.list_(pa.int64()))]
+        [
+            ("kind", pa.string()),
+            ("file", pa.string()),
+            ("rows", pa.int64()),
+            ("reasons", pa.list_(pa.string())),
+            ("counts", pa.list_(pa.int64())),
+        ]
     )
 
     def __call__(self, table: pa.Table) -> pa.Table:

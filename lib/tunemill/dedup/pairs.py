@@ -7,7 +7,7 @@ blocked, sharded or on which device a filter ran.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 __all__ = ["DECIMALS", "Pairs", "Vectors", "unique_pairs"]
 
 DECIMALS = 9
-_VERIFY_BYTES = 8 << 20
+_NEAR_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,26 +70,44 @@ class Vectors:
         """The rows at ``positions``."""
         return Vectors(self.rows[positions], self.widths, self.norms[positions])
 
-    def similarity(self, a: np.ndarray, b: np.ndarray, other: Vectors | None = None) -> np.ndarray:
-        """Float64 [p]: the similarity of row ``a[i]`` with row ``b[i]`` (of ``other`` where given)."""
-        second = other if other is not None else self
-        result = np.empty(len(a))
-        step = max(1, _VERIFY_BYTES // (8 * self.rows.shape[1]))
-        for start in range(0, len(a), step):
-            i, j = a[start : start + step], b[start : start + step]
-            left, right = self.rows[i].astype(np.float64), second.rows[j].astype(np.float64)
-            scale = self.norms[i] * second.norms[j]
-            lowest = np.full(len(i), np.inf)
-            for g, part in enumerate(_slices(self.widths)):
-                np.minimum(lowest, np.vecdot(left[:, part], right[:, part]) / scale[:, g], out=lowest)
-            result[start : start + step] = lowest
-        return np.clip(np.round(result, DECIMALS), -1.0, 1.0)
+    def near(self, a: np.ndarray, b: np.ndarray, lowest: float) -> tuple[np.ndarray, np.ndarray]:
+        """The pairs whose mean cosine over the groups reaches ``lowest`` in float32: a cheap filter before the decision."""
+        keep = np.empty(len(a), dtype=bool)
+        scale = np.float32(1.0 / len(self.widths))
+        for start in range(0, len(a), _NEAR_ROWS):
+            part = slice(start, start + _NEAR_ROWS)
+            keep[part] = np.vecdot(self.rows[a[part]], self.rows[b[part]]) * scale >= lowest
+        return a[keep], b[keep]
+
+    def accepted(self, a: np.ndarray, b: np.ndarray, thresholds: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The pairs that reach every group's threshold, with their similarity."""
+        keep, similarity = np.empty(len(a), dtype=bool), np.empty(len(a))
+        for part, groups in self._by_group(a, b):
+            keep[part] = (groups >= np.asarray(thresholds)).all(axis=1)
+            similarity[part] = groups.min(axis=1)
+        return a[keep], b[keep], similarity[keep]
+
+    def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Float64 [p]: the similarity of row ``a[i]`` with row ``b[i]``."""
+        similarity = np.empty(len(a))
+        for part, groups in self._by_group(a, b):
+            similarity[part] = groups.min(axis=1)
+        return similarity
+
+    def _by_group(self, a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        for start in range(0, len(a), _NEAR_ROWS):
+            part = slice(start, start + _NEAR_ROWS)
+            left, right = self.rows[a[part]].astype(np.float64), self.rows[b[part]].astype(np.float64)
+            dots = np.stack([np.vecdot(left[:, group], right[:, group]) for group in _slices(self.widths)], axis=1)
+            yield part, np.clip(np.round(dots / (self.norms[a[part]] * self.norms[b[part]]), DECIMALS), -1.0, 1.0)
 
 
 def unique_pairs(a: np.ndarray, b: np.ndarray, similarity: np.ndarray, n: int) -> Pairs:
     """Sorted unique pairs with ``a < b`` out of pairs in any order, met any number of times."""
     low, high = np.minimum(a, b).astype(np.int64), np.maximum(a, b).astype(np.int64)
-    _, first = np.unique(low * n + high, return_index=True)
+    key = low * n + high
+    order = np.argsort(key, kind="stable")
+    first = order[np.r_[True, key[order][1:] != key[order][:-1]]] if len(order) else order
     return Pairs(a=low[first], b=high[first], similarity=similarity[first])
 
 

@@ -30,7 +30,7 @@ class EvaluateConfig:
     """Folder of the PEFT adapter; default: the adapter of the same run, if there is one."""
 
     tokenizer: str | None = None
-    """Whose chat template builds the prompts, named as in template.tokenizer; default: the base model's."""
+    """Whose chat template builds the prompts, named as in template.tokenizer; default: the run's, or the base model's."""
 
     variants: tuple[Literal["base", "tuned", "embedding"], ...] = ("base", "tuned")
     """What to compare; embedding adds a logistic regression on sentence embeddings, fitted on the train split."""

@@ -25,7 +25,7 @@ from tunemill.evaluate.results import answer_results, label_results, softmax
 from tunemill.evaluate.rows import HeldOut, read_rows
 from tunemill.evaluate.workers import ScoreRows, ScoringPlan, chunk_item
 from tunemill.stage import Outcome, Source, Stage, StageContext, write_table
-from tunemill.store import Location
+from tunemill.store import Location, StageStore
 
 __all__ = ["STAGE", "adapter_folder", "execute"]
 
@@ -87,6 +87,13 @@ def _base_of(adapter: str) -> str | None:
     return str(name) if name else None
 
 
+def _run_tokenizer(run: Location | None) -> str | None:
+    """The tokenizer that made the run's training rows: prompts must be built by the same one."""
+    manifest = StageStore(run.join("template")).read_manifest() if run else None
+    name = manifest.config.get("tokenizer") if manifest else None
+    return str(name) if name else None
+
+
 def _plan(
     context: StageContext, config: EvaluateConfig, rows: HeldOut, names: tuple[str, ...], *, base_model: str, adapter: str | None
 ) -> ScoringPlan:
@@ -96,7 +103,7 @@ def _plan(
         context.progress.note("there is no adapter, so only the base model is evaluated")
     if not names and (config.few_shot or "embedding" in config.variants):
         raise ConfigError("evaluate: few_shot and the embedding variant need labels, but the answers of these rows are texts")
-    tokenizer = config.tokenizer or base_model
+    tokenizer = config.tokenizer or _run_tokenizer(context.run) or base_model
     variants = [name for name in ("base", "tuned") if name in config.variants and (name == "base" or adapter)]
     return ScoringPlan(
         base_model=resolve_model(base_model),

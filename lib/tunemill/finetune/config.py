@@ -10,10 +10,7 @@ from pydantic import Field
 from tunemill.config import operational
 from tunemill.errors import ConfigError
 
-__all__ = ["DeepSpeed", "FinetuneConfig", "LoraConfig", "Packing"]
-
-Packing = Literal["auto", "packed", "bucketed", "padded"]
-DeepSpeed = Literal["zero2", "zero3"]
+__all__ = ["FinetuneConfig", "LoraConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +73,9 @@ class FinetuneConfig:
     """Cuts a worker's share of a batch into at least so many forward passes."""
     micro_tokens: Annotated[int, Field(ge=16)] | None = operational(None)
     """Most tokens in one forward pass (a longer row goes alone); null fits it to the device."""
-    packing: Packing = operational("auto")
+    packing: Literal["auto", "packed", "bucketed", "padded"] = operational("auto")
     """packed puts rows end to end, isolated from each other; bucketed pads rows of similar length; padded pads the whole pass."""
-    deepspeed: DeepSpeed | None = operational(None)
+    deepspeed: Literal["zero2", "zero3"] | None = operational(None)
     """Shard the optimiser (zero2) or the weights as well (zero3) over the workers; null is plain data parallelism."""
     gradient_checkpointing: Literal["auto", "on", "off"] = operational("auto")
     """Compute activations again in the backward pass: less memory, about half as many more FLOP. auto decides by memory."""

@@ -25,7 +25,7 @@ class GenerateConfig:
     template: str = ""
     """The prompt, with {name} where a variable (or a column of --input) goes; {{ and }} are plain braces."""
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Values for each name: a list, or {file: topics.json, pick: 3, join: ", "} (a topics file, a JSON list, or lines of text)."""
+    """Values for each name: a list, or {file: topics.json, pick: 3, join: ", "} (a topics file, a JSON list or lines of text)."""
     label: str | None = None
     """The variable (or column) that is the label; its values are drawn equally often."""
     system: str | None = None

@@ -33,7 +33,10 @@ def execute(context: StageContext, source: Source, config: SplitConfig) -> Outco
     counts = Counter(zip((sides[group] for group in groups), labels, strict=True))
     table = {side: {str(name): n for (s, name), n in sorted(counts.items(), key=str) if s == side} for side in SPLITS}
     return commit_rows(
-        context, rows, rows_in=len(groups), details=lambda: {"rows": table, "grouped_by": key, "stratified_by": label, "groups": len(sides)}
+        context,
+        rows,
+        rows_in=len(groups),
+        details=lambda: {"rows": table, "grouped_by": key, "stratified_by": label, "groups": len(sides)},
     )
 
 
