@@ -106,7 +106,7 @@ def parse(command: Command, argv: Sequence[str]) -> Parsed[Any]:
             flags.append((name, text))
     if positional and (command.positional is None or len(positional) > 1):
         raise ConfigError(f"tunemill {command.job}: unexpected argument {positional[-1]!r}; see tunemill {command.job} --help")
-    built = build(command.options_type, options, f"tunemill {command.job}")
+    built: Any = build(command.options_type, options, f"tunemill {command.job}")
     path = getattr(built, "config", None)
     file_values = load_yaml(_typed(path)) if path else {}
     where = f"config file {path}" if path and not flags else "flags" if not path else f"config file {path} with flags"
