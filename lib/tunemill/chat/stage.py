@@ -1,0 +1,210 @@
+"""The template stage: rows -> messages -> token ids and loss weights, in the model's own template.
+
+The template proof runs first, on its probes and on the first rows; then every row is read, encoded,
+compared with the genuine template and held against the length limit, each in its own block.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tunemill.chat.config import TemplateConfig
+from tunemill.chat.conversations import COLUMNS, Conversation, has_known_columns, read_row
+from tunemill.chat.encoded import ChatTokenizer, Encoded, refused
+from tunemill.chat.lengths import fit
+from tunemill.chat.proof import Check, prove
+from tunemill.chat.show import parts_of
+from tunemill.chat.tokenizer import load
+from tunemill.errors import ConfigError, DataError
+from tunemill.stage import Outcome, Source, Stage, StageContext, commit_rows, write_table
+
+__all__ = ["STAGE", "execute", "template_rows"]
+
+_BATCH_ROWS = 256
+_CARRIED = ("split", "label", "text", "group")
+_SAMPLES = 5
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_MADE = {
+    "messages": _MESSAGES,
+    "input_ids": pa.list_(pa.int32()),
+    "loss_weights": pa.list_(pa.float32()),
+    "n_tokens": pa.int32(),
+    "answer_tokens": pa.int32(),
+    "turns_removed": pa.int32(),
+    "reason": pa.string(),
+}
+_DROPPED_COLUMNS = ("id", "reason", "split", "label", "n_tokens", "answer_tokens", "messages")
+
+
+def execute(context: StageContext, source: Source, config: TemplateConfig) -> Outcome:
+    """Prove the template, then encode every row; details carry the proof and samples, ``lengths`` the lengths."""
+    if config.tokenizer is None:
+        raise ConfigError("template.tokenizer is null: name the model's tokenizer, such as mistral-common/v3 or a folder")
+    check_columns(source.columns(), config)
+    tokenizer = load(config.tokenizer, prompt_loss_weight=config.prompt_loss_weight)
+    prove(tokenizer)
+    dataset = source.dataset()
+    rows = dataset.take(max(config.proof_rows, _SAMPLES))
+    proof, samples = _prove_rows(tokenizer, rows, config)
+    outcome = commit_rows(
+        context,
+        template_rows(dataset, config),
+        rows_in=source.count(),
+        kept_columns=("id", *_CARRIED, *(name for name in _MADE if name != "reason")),
+        dropped_columns=_DROPPED_COLUMNS,
+    )
+    lengths = _lengths(context, outcome)
+    if outcome.rows_kept == 0:
+        raise DataError(f"no row is left to train on: {_why_none(outcome.rows_dropped, lengths, config)}")
+    details = {
+        "proof": [asdict(check) for check in proof],
+        "tokenizer": dict(tokenizer.facts()),
+        "max_length": config.max_length,
+        "truncated_rows": _count_truncated(context, outcome),
+        "tokens": {name: int(np.sum(lengths[name].to_numpy()[lengths["kept"].to_numpy(zero_copy_only=False)])) for name in _SUMS},
+        "samples": samples,
+    }
+    files = {**outcome.files, "lengths": [write_table(context, "lengths", lengths)]}
+    return replace(outcome, files=files, details=details)
+
+
+def check_columns(columns: Sequence[str], config: TemplateConfig) -> None:
+    """DataError when rows with these columns cannot be read as ``config`` says."""
+    shown = ", ".join(columns)
+    if config.format == "auto" and not has_known_columns(columns):
+        known = "; ".join(" + ".join(names) if form == "prompt_completion" else " or ".join(names) for form, names in COLUMNS.items())
+        raise DataError(f"input has the columns {shown}; should have one of: {known}")
+    if config.format not in ("auto", "text") or (config.format == "auto" and not _is_text(columns)):
+        return
+    needed = {"classify": ("text", "label"), "generate": ("prompt", "text"), None: ("text",)}[config.task]
+    missing = [name for name in needed if name not in columns]
+    if config.task is None and "label" not in columns and "prompt" not in columns:
+        missing = ["label (to classify) or prompt (to generate)"]
+    if missing:
+        raise DataError(f"input has the columns {shown}; task {config.task or 'null'} also needs {', '.join(missing)}")
+
+
+def _is_text(columns: Sequence[str]) -> bool:
+    others = [names for form, names in COLUMNS.items() if form not in ("text", "prompt_completion")]
+    return "text" in columns and not set(columns).intersection(*[set(itertools.chain(*others))]) and not has_known_columns(
+        [name for name in columns if name != "text"]
+    )
+
+
+def template_rows(dataset: Any, config: TemplateConfig) -> Any:
+    """The lazy Dataset of encoded rows, with a ``reason`` that is null for rows to keep."""
+    return dataset.map_batches(_EncodeRows(config), batch_size=_BATCH_ROWS, batch_format="pyarrow", zero_copy_batch=True)
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(name: str, prompt_loss_weight: float) -> ChatTokenizer:
+    """One tokenizer for each worker process: loading takes up to seconds."""
+    return load(name, prompt_loss_weight=prompt_loss_weight)
+
+
+@dataclass(frozen=True)
+class _EncodeRows:
+    config: TemplateConfig
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        rows = table.to_pylist()
+        tokenizer = _loaded(str(self.config.tokenizer), self.config.prompt_loss_weight)
+        made = [_made(*result) for result in _encode(tokenizer, rows, self.config)]
+        carried = {name: table[name] for name in ("id", *_CARRIED) if name in table.column_names}
+        columns = {name: pa.array([row[name] for row in made], kind) for name, kind in _MADE.items()}
+        return pa.table({**carried, **columns})
+
+
+def _encode(
+    tokenizer: ChatTokenizer, rows: Sequence[Mapping[str, Any]], config: TemplateConfig
+) -> list[tuple[Conversation, Conversation, Encoded]]:
+    """For each row: what was read, what is left of it within the length limit (or a reason), its encoding."""
+    read = [read_row(row, config) for row in rows]
+    encoded = iter(tokenizer.encode_batch([c.messages for c in read if c.reason is None]))
+    results = []
+    for conversation in read:
+        if conversation.reason is not None:
+            results.append((conversation, conversation, refused(conversation.reason)))
+            continue
+        encoding = next(encoded)
+        if encoding.reason is not None:
+            results.append((conversation, Conversation((), encoding.reason), encoding))
+            continue
+        fitted = fit(tokenizer, conversation.messages, encoding, config.max_length, config.too_long)
+        if fitted is None:
+            results.append((conversation, Conversation((), "too_long"), encoding))
+        else:
+            results.append((conversation, Conversation(tuple(fitted[0])), fitted[1]))
+    return results
+
+
+def _made(read: Conversation, left: Conversation, encoded: Encoded) -> dict[str, Any]:
+    kept = left.reason is None
+    return {
+        "messages": list(left.messages if kept else read.messages),
+        "input_ids": np.asarray(encoded.input_ids, np.int32) if kept else None,
+        "loss_weights": np.asarray(encoded.loss_weights, np.float32) if kept else None,
+        "n_tokens": len(encoded.input_ids),
+        "answer_tokens": sum(stop - start for start, stop in encoded.answers),
+        "turns_removed": len(read.messages) - len(left.messages) if kept else 0,
+        "reason": left.reason,
+    }
+
+
+def _prove_rows(
+    tokenizer: ChatTokenizer, rows: Sequence[Mapping[str, Any]], config: TemplateConfig
+) -> tuple[list[Check], list[dict[str, Any]]]:
+    conversations = [(str(row.get("id", "")), read_row(row, config)) for row in rows]
+    good = [(name, conversation.messages) for name, conversation in conversations if conversation.reason is None]
+    proof = prove(tokenizer, [messages for _, messages in good[: config.proof_rows]])
+    encoded = tokenizer.encode_batch([messages for _, messages in good[:_SAMPLES]])
+    samples = [
+        {"id": name, "parts": [{"text": text, "trained": trained} for text, trained in parts_of(tokenizer, encoding)]}
+        for (name, _), encoding in zip(good, encoded, strict=False)
+        if encoding.reason is None
+    ]
+    return proof, samples
+
+
+_SUMS = ("prompt_tokens", "answer_tokens", "n_tokens")
+
+
+def _lengths(context: StageContext, outcome: Outcome) -> pa.Table:
+    """id, prompt, answer and total tokens of every row that has tokens, and whether it was kept."""
+    tables = []
+    for kind in ("data", "dropped"):
+        for name in outcome.files[kind]:
+            file = context.store.folder.join(name)
+            table = pq.read_table(file.path, filesystem=file.fs, columns=["id", "n_tokens", "answer_tokens"])
+            kept = pa.array(np.full(len(table), kind == "data"))
+            prompt = pa.array(table["n_tokens"].to_numpy() - table["answer_tokens"].to_numpy(), pa.int32())
+            tables.append(table.append_column("prompt_tokens", prompt).append_column("kept", kept))
+    schema = [("id", pa.string()), ("prompt_tokens", pa.int32()), ("answer_tokens", pa.int32()), ("n_tokens", pa.int32())]
+    names = [name for name, _ in schema]
+    everything = pa.concat_tables(tables).select([*names, "kept"])
+    return everything.cast(pa.schema([*schema, ("kept", pa.bool_())])).filter(pa.compute.greater(everything["n_tokens"], 0))
+
+
+def _count_truncated(context: StageContext, outcome: Outcome) -> int:
+    files = [context.store.folder.join(name) for name in outcome.files["data"]]
+    tables = [pq.read_table(file.path, filesystem=file.fs, columns=["turns_removed"]) for file in files]
+    return sum(int(np.count_nonzero(table["turns_removed"].to_numpy())) for table in tables)
+
+
+def _why_none(dropped: Mapping[str, int], lengths: pa.Table, config: TemplateConfig) -> str:
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in dropped.items())
+    if "too_long" not in dropped:
+        return f"all were dropped ({reasons})"
+    shortest = int(np.min(lengths["n_tokens"].to_numpy()))
+    return f"all were dropped ({reasons}); template.max_length is {config.max_length}, the shortest example has {shortest} tokens"
+
+
+STAGE = Stage(name="template", config_type=TemplateConfig, execute=execute)
