@@ -22,7 +22,8 @@ class ConversationRules:
     format: RowFormat = "auto"
     """How rows are written; auto looks at the columns of each row (conversations, messages, instruction, prompt, text)."""
     task: Literal["classify", "generate"] | None = None
-    """For rows that are no conversations. classify: user={text}, assistant={label}; generate: user={prompt}, assistant={text}. null: classify when the rows have a label column, otherwise generate."""
+    """For rows that are no conversations. classify: user={text}, assistant={label}; generate: user={prompt},
+    assistant={text}. null: classify when a row has a label, otherwise generate."""
     turns: Literal["first", "all"] = "all"
     """first keeps a conversation up to the first answer, all keeps every turn."""
     consecutive: Literal["merge", "refuse"] = "merge"
@@ -38,13 +39,15 @@ class TemplateConfig(ConversationRules):
     """Conversations to token ids and a loss weight for each token, in the model's own chat template."""
 
     tokenizer: str | None = None
-    """A hub name, a local folder, embedded/smollm2-135m, or mistral-common/v1, v2, v3, v7, tekken or any file bundled with mistral-common. In a pipeline it defaults to finetune.base_model."""
+    """A hub name, a local folder, embedded/smollm2-135m, or mistral-common/v1, v2, v3, v7, tekken or any file that comes
+    with mistral-common. In a pipeline it defaults to finetune.base_model."""
     max_length: Annotated[int, Field(ge=8)] = 4096
     """Longest example in tokens, template included."""
     too_long: Literal["drop", "truncate"] = "drop"
-    """drop leaves longer examples out (too_long); truncate leaves out whole exchanges at the end until the rest fits, so that every example still ends with a complete answer, and drops what does not fit even then."""
+    """drop leaves longer examples out (reason too_long); truncate leaves out whole exchanges at the end until the rest fits,
+    so that every example still ends with a complete answer, and drops what does not fit even then."""
     prompt_loss_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Loss weight of tokens that the model does not write (template, system and user text); 0.01 to 0.1 helps short answers."""
+    """Loss weight of the tokens before answers (template, system and user texts); 0.01 to 0.1 helps with short answers."""
     proof_rows: Annotated[int, Field(ge=0)] = operational(64)
     """Rows of the input that the template proof is run on, besides its own probes."""
     show: Annotated[int, Field(ge=0)] = operational(0)

@@ -8,13 +8,13 @@ template strips is the template's business.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from tunemill.chat.config import ConversationRules, RowFormat
 
-__all__ = ["COLUMNS", "ROLES", "Conversation", "Message", "has_known_columns", "read_row"]
+__all__ = ["COLUMNS", "ROLES", "Conversation", "Message", "has_known_columns", "read_row", "recognise"]
 
 Message = dict[str, str]
 
@@ -50,7 +50,19 @@ class Conversation:
 
 def has_known_columns(columns: Sequence[str]) -> bool:
     """True when rows with these columns can be read."""
-    return _recognise(dict.fromkeys(columns, "")) is not None
+    return recognise(columns) is not None
+
+
+def recognise(columns: Iterable[str]) -> RowFormat | None:
+    """The form of rows that have these columns filled; None when it is not known."""
+    present = set(columns)
+    forms: tuple[RowFormat, ...] = ("sharegpt", "messages", "alpaca")
+    for form in forms:
+        if present.intersection(COLUMNS[form]):
+            return form
+    if present.issuperset(COLUMNS["prompt_completion"]) or {"prompt", "response"} <= present:
+        return "prompt_completion"
+    return "text" if "text" in present else None
 
 
 def read_row(row: Mapping[str, Any], rules: ConversationRules) -> Conversation:
@@ -59,7 +71,7 @@ def read_row(row: Mapping[str, Any], rules: ConversationRules) -> Conversation:
     Reasons: ``no_conversation`` (no known columns or not a list of turns), ``bad_roles`` (unknown role,
     wrong order), ``tool_turn``, ``not_text`` (content is no text), ``empty_turn``, ``no_answer``.
     """
-    form = _recognise(row) if rules.format == "auto" else rules.format
+    form = recognise(name for name, value in row.items() if value is not None) if rules.format == "auto" else rules.format
     turns = _turns(row, form, rules) if form is not None else None
     if turns is None:
         return Conversation((), "no_conversation")
@@ -75,25 +87,13 @@ def read_row(row: Mapping[str, Any], rules: ConversationRules) -> Conversation:
     return _checked(messages, rules)
 
 
-def _recognise(row: Mapping[str, Any]) -> RowFormat | None:
-    present = {name for name, value in row.items() if value is not None}
-    for form in ("sharegpt", "messages", "alpaca"):
-        if present.intersection(COLUMNS[form]):
-            return cast(RowFormat, form)
-    if present.issuperset(COLUMNS["prompt_completion"]) or {"prompt", "response"} <= present:
-        return "prompt_completion"
-    return "text" if "text" in present else None
-
-
 def _turns(row: Mapping[str, Any], form: RowFormat, rules: ConversationRules) -> list[tuple[Any, Any]] | None:
+    system = next((row[name] for name in ("system", "system_prompt") if isinstance(row.get(name), str)), "")
+    head = [("system", system)] if system.strip() else []
     if form in ("sharegpt", "messages"):
-        turns = _listed(
-            next((row[name] for name in (*COLUMNS[form], "messages", "conversations") if row.get(name) is not None), None)
-        )
-        system = row.get("system") or row.get("system_prompt")
-        head = [("system", system)] if turns and isinstance(system, str) and system.strip() else []
+        names = (*COLUMNS[form], *COLUMNS["sharegpt"], *COLUMNS["messages"])
+        turns = _listed(next((row[name] for name in names if row.get(name) is not None), None))
         return None if turns is None else head + turns
-    head = [("system", row["system"])] if isinstance(row.get("system"), str) and row["system"].strip() else []
     if form == "alpaca":
         answer = next((row[name] for name in ("output", "response", "completion") if row.get(name) is not None), None)
         extra = row.get("input")

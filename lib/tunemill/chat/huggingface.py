@@ -21,6 +21,8 @@ from tunemill.errors import TemplateError
 
 __all__ = ["HuggingFaceChat"]
 
+_PLACES = {"native": "the template's own place", "first_user": "first user turn", "last_user": "last user turn"}
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -240,9 +242,7 @@ class HuggingFaceChat:
             else "published Gemma format (the tokenizer carries none)",
             "template_hash": hashlib.blake2b(self._template.encode(), digest_size=8).hexdigest(),
             "mask": "generation marks" if self._method == "generation" else "validated prefix",
-            "system": {"native": "the template's own place", "first_user": "first user turn", "last_user": "last user turn"}[
-                self.family.system
-            ],
+            "system": _PLACES[self.family.system],
             "vocab_size": self.vocab_size,
             "plain_text_markers": False,
         }

@@ -12,7 +12,11 @@ __all__ = ["fit"]
 
 
 def fit(
-    tokenizer: ChatTokenizer, messages: Sequence[Message], encoded: Encoded, max_length: int, too_long: Literal["drop", "truncate"]
+    tokenizer: ChatTokenizer,
+    messages: Sequence[Message],
+    encoded: Encoded,
+    max_length: int,
+    too_long: Literal["drop", "truncate"],
 ) -> tuple[Sequence[Message], Encoded] | None:
     """The messages and their encoding within ``max_length`` tokens, or None when they do not fit.
 

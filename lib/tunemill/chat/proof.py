@@ -43,6 +43,7 @@ def prove(tokenizer: ChatTokenizer, conversations: Sequence[Sequence[Message]] =
     Raises TemplateError naming the first check that fails and the case it fails on. Conversations that
     the tokenizer itself leaves out with a reason are not cases; when it leaves out all, that is an error.
     """
+    where = f"tokenizer {tokenizer.name!r}"
     names = [*PROBES, *(f"row {place + 1}" for place in range(len(conversations)))]
     everything = [*PROBES.values(), *conversations]
     cases = [_Case(*case) for case in zip(names, everything, tokenizer.encode_batch(everything), strict=True)]
@@ -61,7 +62,7 @@ def prove(tokenizer: ChatTokenizer, conversations: Sequence[Sequence[Message]] =
     checks += [_tails(left), _injection(tokenizer)]
     for check in checks:
         if not check.passed:
-            raise TemplateError(f"tokenizer {tokenizer.name!r}: template proof failed, {check.name}: {check.detail}")
+            raise TemplateError(f"{where}: template proof failed, {check.name}: {check.detail}")
     return checks
 
 

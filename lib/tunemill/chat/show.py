@@ -44,5 +44,8 @@ def _shown(tokenizer: ChatTokenizer, row: Mapping[str, Any], config: TemplateCon
     head = f"# {row.get('id', '')}: {len(encoded.input_ids)} tokens, {trained} trained{left_out}"
     before, after = (_TRAINED, _RESET) if colour else ("»", "«")
     other = _PLAIN if colour else ""
-    texts = [f"{before}{text}{after}" if mark else f"{other}{text}{_RESET if colour else ''}" for text, mark in parts_of(tokenizer, encoded)]
+    texts = [
+        f"{before}{text}{after}" if mark else f"{other}{text}{_RESET if colour else ''}"
+        for text, mark in parts_of(tokenizer, encoded)
+    ]
     return "\n".join([head, "".join(texts)])

@@ -7,8 +7,9 @@ pass for a part of the template. Everything here is pure; the template comes in 
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -93,7 +94,8 @@ def build_skeleton(
     method = "prefix"
     for i, role in enumerate(roles):
         if role == "assistant":
-            starts[i], method = _start(render, messages, i, text, slots[i], generated)
+            opening, _ = render(messages[:i], prompt=True)
+            starts[i], method = _start(i, text, slots[i], opening, generated)
     return Skeleton(_items(text, controls, starts, slots), method)
 
 
@@ -105,11 +107,8 @@ def _position(text: str, place: int, role: str) -> int:
     return text.index(mark(place))
 
 
-def _start(
-    render: Render, messages: Sequence[Message], place: int, text: str, slot: int, generated: Sequence[tuple[int, int]]
-) -> tuple[int, str]:
-    """Where answer ``place`` begins: right after the prompt that the model is given when it writes it."""
-    opening, _ = render(messages[:place], prompt=True)
+def _start(place: int, text: str, slot: int, opening: str, generated: Sequence[tuple[int, int]]) -> tuple[int, str]:
+    """Where answer ``place`` begins: right after the prompt that the model is given when it writes it (``opening``)."""
     by_prefix = len(opening) if text.startswith(opening) and len(opening) <= slot else None
     by_marks = next((start for start, stop in generated if start <= slot < stop), None)
     if by_marks is not None:
@@ -146,7 +145,7 @@ def _items(
             items.append(Run(tuple(parts), before, cut))
         parts, cut = [], None
 
-    for start, stop, piece, is_control in _pieces(text, controls, starts.values(), slots):
+    for start, piece, is_control in _pieces(text, controls, starts.values(), slots):
         if start in answer_of:
             open_answer = answer_of[start]
             if not parts:
@@ -170,22 +169,14 @@ def _items(
 
 
 def _pieces(
-    text: str, controls: re.Pattern[str], starts: Sequence[int] | object, slots: Mapping[int, int]
-) -> list[tuple[int, int, str | int, bool]]:
-    """(start, stop, literal text or message number, is control token), in order and without gaps."""
-    special: list[tuple[int, int, str | int, bool]] = [(m.start(), m.end(), m.group(), True) for m in controls.finditer(text)]
-    special += [(at, at + len(mark(place)), place, False) for place, at in slots.items()]
-    edges = sorted({*starts, len(text)})  # type: ignore[misc]
-    pieces: list[tuple[int, int, str | int, bool]] = []
-    at = 0
-    for start, stop, piece, is_control in [*sorted(special, key=lambda item: item[0]), (len(text), len(text), "", False)]:
-        for edge in edges:
-            if at < edge < start:
-                pieces.append((at, edge, text[at:edge], False))
-                at = edge
-        if at < start:
-            pieces.append((at, start, text[at:start], False))
-        if stop > start:
-            pieces.append((start, stop, piece, is_control))
-        at = stop
+    text: str, controls: re.Pattern[str], edges: Iterable[int], slots: Mapping[int, int]
+) -> list[tuple[int, str | int, bool]]:
+    """(start, literal text or message number, is control token) in order, without gaps; literals are cut at ``edges``."""
+    fixed: dict[int, tuple[int, str | int, bool]] = {m.start(): (m.end(), m.group(), True) for m in controls.finditer(text)}
+    fixed |= {at: (at + len(mark(place)), place, False) for place, at in slots.items()}
+    bounds = sorted({0, len(text), *edges, *fixed, *(stop for stop, _, _ in fixed.values())})
+    pieces: list[tuple[int, str | int, bool]] = []
+    for start, stop in itertools.pairwise(bounds):
+        _, piece, is_control = fixed.get(start, (stop, text[start:stop], False))
+        pieces.append((start, piece, is_control))
     return pieces

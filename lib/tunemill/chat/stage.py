@@ -7,17 +7,17 @@ compared with the genuine template and held against the length limit, each in it
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunemill.chat.config import TemplateConfig
-from tunemill.chat.conversations import COLUMNS, Conversation, has_known_columns, read_row
+from tunemill.chat.conversations import COLUMNS, Conversation, read_row, recognise
 from tunemill.chat.encoded import ChatTokenizer, Encoded, refused
 from tunemill.chat.lengths import fit
 from tunemill.chat.proof import Check, prove
@@ -64,12 +64,13 @@ def execute(context: StageContext, source: Source, config: TemplateConfig) -> Ou
     lengths = _lengths(context, outcome)
     if outcome.rows_kept == 0:
         raise DataError(f"no row is left to train on: {_why_none(outcome.rows_dropped, lengths, config)}")
+    kept = lengths.filter(lengths["kept"])
     details = {
         "proof": [asdict(check) for check in proof],
         "tokenizer": dict(tokenizer.facts()),
         "max_length": config.max_length,
         "truncated_rows": _count_truncated(context, outcome),
-        "tokens": {name: int(np.sum(lengths[name].to_numpy()[lengths["kept"].to_numpy(zero_copy_only=False)])) for name in _SUMS},
+        "tokens": {name: int(np.sum(kept[name].to_numpy())) for name in ("prompt_tokens", "answer_tokens", "n_tokens")},
         "samples": samples,
     }
     files = {**outcome.files, "lengths": [write_table(context, "lengths", lengths)]}
@@ -79,24 +80,20 @@ def execute(context: StageContext, source: Source, config: TemplateConfig) -> Ou
 def check_columns(columns: Sequence[str], config: TemplateConfig) -> None:
     """DataError when rows with these columns cannot be read as ``config`` says."""
     shown = ", ".join(columns)
-    if config.format == "auto" and not has_known_columns(columns):
-        known = "; ".join(" + ".join(names) if form == "prompt_completion" else " or ".join(names) for form, names in COLUMNS.items())
+    form = recognise(columns) if config.format == "auto" else config.format
+    if form is None:
+        known = "; ".join(
+            " + ".join(names) if form == "prompt_completion" else " or ".join(names) for form, names in COLUMNS.items()
+        )
         raise DataError(f"input has the columns {shown}; should have one of: {known}")
-    if config.format not in ("auto", "text") or (config.format == "auto" and not _is_text(columns)):
+    if form != "text":
         return
-    needed = {"classify": ("text", "label"), "generate": ("prompt", "text"), None: ("text",)}[config.task]
+    by_task = {"classify": ("text", "label"), "generate": ("prompt", "text")}
+    needed = by_task[config.task or ("classify" if "label" in columns else "generate")]
     missing = [name for name in needed if name not in columns]
-    if config.task is None and "label" not in columns and "prompt" not in columns:
-        missing = ["label (to classify) or prompt (to generate)"]
     if missing:
-        raise DataError(f"input has the columns {shown}; task {config.task or 'null'} also needs {', '.join(missing)}")
-
-
-def _is_text(columns: Sequence[str]) -> bool:
-    others = [names for form, names in COLUMNS.items() if form not in ("text", "prompt_completion")]
-    return "text" in columns and not set(columns).intersection(*[set(itertools.chain(*others))]) and not has_known_columns(
-        [name for name in columns if name != "text"]
-    )
+        hint = "" if config.task else " (rows of text need a label to classify or a prompt to generate)"
+        raise DataError(f"input has the columns {shown}; should also have {' and '.join(missing)}{hint}")
 
 
 def template_rows(dataset: Any, config: TemplateConfig) -> Any:
@@ -174,9 +171,6 @@ def _prove_rows(
     return proof, samples
 
 
-_SUMS = ("prompt_tokens", "answer_tokens", "n_tokens")
-
-
 def _lengths(context: StageContext, outcome: Outcome) -> pa.Table:
     """id, prompt, answer and total tokens of every row that has tokens, and whether it was kept."""
     tables = []
@@ -190,7 +184,7 @@ def _lengths(context: StageContext, outcome: Outcome) -> pa.Table:
     schema = [("id", pa.string()), ("prompt_tokens", pa.int32()), ("answer_tokens", pa.int32()), ("n_tokens", pa.int32())]
     names = [name for name, _ in schema]
     everything = pa.concat_tables(tables).select([*names, "kept"])
-    return everything.cast(pa.schema([*schema, ("kept", pa.bool_())])).filter(pa.compute.greater(everything["n_tokens"], 0))
+    return everything.cast(pa.schema([*schema, ("kept", pa.bool_())])).filter(pc.greater(everything["n_tokens"], 0))
 
 
 def _count_truncated(context: StageContext, outcome: Outcome) -> int:
