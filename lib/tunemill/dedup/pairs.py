@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tunemill.dedup.threads import cores, side_by_side
+
 __all__ = ["DECIMALS", "Pairs", "Vectors", "unique_pairs"]
 
 DECIMALS = 9
@@ -57,10 +59,13 @@ class Vectors:
         """Take float32 [n, d] as it is; ``widths`` default to one group."""
         groups = tuple(widths) if widths is not None else (rows.shape[1],)
         norms = np.empty((len(rows), len(groups)))
-        for g, part in enumerate(_slices(groups)):
-            for start in range(0, len(rows), 8192):
-                block = rows[start : start + 8192, part].astype(np.float64)
-                norms[start : start + 8192, g] = np.sqrt((block * block).sum(axis=1))
+
+        def measure(start: int) -> None:
+            block = rows[start : start + _NEAR_ROWS].astype(np.float64)
+            for g, part in enumerate(_slices(groups)):
+                norms[start : start + _NEAR_ROWS, g] = np.sqrt(np.vecdot(block[:, part], block[:, part]))
+
+        side_by_side(measure, range(0, len(rows), _NEAR_ROWS), cores())
         return cls(rows, groups, norms)
 
     def __len__(self) -> int:

@@ -1,0 +1,181 @@
+"""Choose how to search from a sample: brute force or cells, how many cells, how wide a sketch.
+
+The choice moves time, never the pairs. Costs are seconds of one core, from constants measured once on
+a current server core; only their ratios matter for the choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tunemill.dedup.cells import assign, k_means
+from tunemill.dedup.pairs import Vectors
+from tunemill.dedup.sketch import SLACK, Sketch, fit
+
+__all__ = ["SearchPlan", "plan_search"]
+
+_MULTIPLY_S = 1 / 30e9
+"""Per multiply-add pair (2 FLOP) in a product of sketches."""
+_SCAN_S = 0.45e-9
+"""Per score compared with the threshold."""
+_CHECK_S = 0.35e-6
+"""Per candidate pair checked in full width (d = 384)."""
+_ASSIGN_S = 2.5e-9
+"""Per (row, cell) beyond the product: distances to the bisectors."""
+_VISIT_S = 0.1e-6
+"""Per (row, cell) entry of the layout: sorting and gathering."""
+_CELL_S = 250e-6
+"""Per cell joined: Python and gathering."""
+
+_WIDTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
+_PAIR_SAMPLE = 1024
+_CELL_SAMPLE = 8192
+_TRAINING_PER_CELL = 40
+_PROBES = (64, 256, 1024)
+_MOST_CELLS = 8192
+_ROWS_PER_CELL = 40
+_PROBING_PAYS_S = 0.5
+_ITERATIONS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """How to search: ``centroids`` is None for brute force."""
+
+    sketch: Sketch
+    centroids: np.ndarray | None
+    estimate: dict[str, Any] = field(default_factory=dict)
+    """What was chosen and the seconds of one core expected for it and for brute force."""
+
+    @property
+    def method(self) -> str:
+        """``cells`` or ``brute force``."""
+        return "brute force" if self.centroids is None else "cells"
+
+    @property
+    def cells(self) -> int:
+        """Number of cells, 0 for brute force."""
+        return 0 if self.centroids is None else len(self.centroids)
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """For logs and manifests."""
+        return {"method": self.method, "cells": self.cells, "sketch_width": self.sketch.width - 1, **self.estimate}
+
+
+def plan_search(
+    vectors: Vectors,
+    thresholds: Sequence[float],
+    *,
+    seed: int = 0,
+    width: int | None = None,
+    cells: int | None = None,
+) -> SearchPlan:
+    """Choose from a sample; ``width`` and ``cells`` (0: brute force) force a choice (for sweeps and tests)."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        return _plan(vectors, thresholds, seed, width, cells)
+
+
+def _plan(vectors: Vectors, thresholds: Sequence[float], seed: int, width: int | None, cells: int | None) -> SearchPlan:
+    n, d = vectors.rows.shape
+    rng = np.random.default_rng(seed)
+    sample = _sample(rng, vectors, _CELL_SAMPLE)
+    rotation = fit(sample, len(vectors.widths))
+    lowest = float(np.mean(thresholds))
+    candidates = _candidate_shares(rotation, sample[:_PAIR_SAMPLE], lowest, n)
+    brute_width = width or min(
+        candidates, key=lambda m: _join_s(n * n / 2, m, candidates[m] * n * n / 2) + n * d * m * _MULTIPLY_S
+    )
+    brute_s = _join_s(n * n / 2, brute_width, candidates.get(brute_width, 0) * n * n / 2) + n * d * brute_width * _MULTIPLY_S
+    brute = SearchPlan(
+        sketch=rotation.narrowed(brute_width),
+        centroids=None,
+        estimate={"expected_core_s": round(brute_s, 3), "brute_force_core_s": round(brute_s, 3)},
+    )
+    if cells == 0 or (cells is None and brute_s < _PROBING_PAYS_S):
+        return brute
+    probe_width = width or min(64, d)
+    work = _work_by_cells(rotation.narrowed(probe_width), sample, lowest, n, cells)
+    options = {
+        (m, k): _cells_s((n, d), (m, k), work[k], candidates.get(m, 0) * n * n / 2)
+        for m in ([width] if width else candidates)
+        for k in work
+    }
+    chosen_width, chosen_cells = min(options, key=lambda option: options[option])
+    expected = options[chosen_width, chosen_cells]
+    if cells is None and expected >= brute_s:
+        return brute
+    sketch = rotation.narrowed(chosen_width)
+    training = _sample(rng, vectors, max(_CELL_SAMPLE, _TRAINING_PER_CELL * chosen_cells))
+    estimate = {
+        "expected_core_s": round(expected, 3),
+        "brute_force_core_s": round(brute_s, 3),
+        "expected_work_share": round(work[chosen_cells][0] / (n * n / 2), 5),
+        "expected_copies": round(work[chosen_cells][1] / n, 2),
+    }
+    centroids = k_means(sketch.of(training), chosen_cells, iterations=_ITERATIONS, seed=seed + 1)
+    return SearchPlan(sketch=sketch, centroids=centroids, estimate=estimate)
+
+
+def _sample(rng: np.random.Generator, vectors: Vectors, rows: int) -> np.ndarray:
+    n = len(vectors)
+    return vectors.rows[np.sort(rng.choice(n, rows, replace=False))][rng.permutation(rows)] if rows < n else vectors.rows
+
+
+def _candidate_shares(rotation: Sketch, sample: np.ndarray, lowest: float, n: int) -> dict[int, float]:
+    """For each sketch width the share of pairs whose bound reaches the threshold (never taken as none at all)."""
+    d = rotation.basis.shape[0]
+    shares = {}
+    pairs = max(len(sample) * (len(sample) - 1) / 2, 1)
+    for m in sorted({min(m, d) for m in _WIDTHS}):
+        sketches = rotation.narrowed(m).of(sample)
+        above = int(np.count_nonzero(sketches @ sketches.T >= lowest - SLACK)) - len(sample)
+        shares[m] = (max(above, 0) / 2 + 0.5) / pairs
+    return shares
+
+
+def _work_by_cells(
+    sketch: Sketch, sample: np.ndarray, lowest: float, n: int, cells: int | None
+) -> dict[int, tuple[float, float]]:
+    """Scores to compute and visits by number of cells: probed for a few, interpolated on a log scale between."""
+    sketches = sketch.of(sample)
+    most = max(min(_MOST_CELLS, n // _ROWS_PER_CELL), 1)
+    probes = [cells] if cells else sorted({min(k, most, len(sample) // 4) for k in _PROBES})
+    scale, measured = n / len(sample), {}
+    for k in probes:
+        layout = assign(sketches, k_means(sketches[: max(4096, 8 * k)], k, iterations=2, seed=0), lowest)
+        at_home = np.diff(layout.home_offsets) * scale
+        visits = np.diff(layout.visitor_offsets) * scale
+        measured[k] = (float((at_home * (at_home / 2 + visits)).sum()), float(visits.sum()))
+    if cells:
+        return measured
+    known = np.log([*measured])
+    logs = np.log(np.maximum(np.array([*measured.values()]), 1.0))
+    wanted = [int(2**e) for e in np.arange(5, np.log2(most) + 1e-9, 0.5)] or [most]
+    return {k: (_along(known, logs[:, 0], k), _along(known, logs[:, 1], k)) for k in wanted}
+
+
+def _along(known: np.ndarray, logs: np.ndarray, k: int) -> float:
+    """Log-log interpolation, following the last slope beyond the probes."""
+    x = float(np.log(k))
+    if x > known[-1] and len(known) > 1:
+        return float(np.exp(logs[-1] + (x - known[-1]) * (logs[-1] - logs[-2]) / (known[-1] - known[-2])))
+    return float(np.exp(np.interp(x, known, logs)))
+
+
+def _join_s(scores: float, width: int, candidates: float) -> float:
+    return scores * ((width + 1) * _MULTIPLY_S + _SCAN_S) + candidates * _CHECK_S
+
+
+def _cells_s(shape: tuple[int, int], choice: tuple[int, int], work: tuple[float, float], candidates: float) -> float:
+    (n, d), (width, cells), (scores, visits) = shape, choice, work
+    project = n * d * width * _MULTIPLY_S
+    train = (_ITERATIONS + 1) * max(_CELL_SAMPLE, _TRAINING_PER_CELL * cells) * cells * (width * _MULTIPLY_S + _SCAN_S)
+    place = n * cells * (width * _MULTIPLY_S + _ASSIGN_S) + visits * _VISIT_S
+    return project + train + place + cells * _CELL_S + _join_s(scores, width, 2 * candidates)
