@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
+import importlib.metadata
 import logging
 import os
 import sys
@@ -127,8 +129,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.write(_overview())
         raise SystemExit(0 if arguments else 2)
     if arguments[0] in ("-V", "--version"):
-        import importlib.metadata
-
         sys.stdout.write(f"tunemill {importlib.metadata.version('tunemill')}\n")
         raise SystemExit(0)
     job = arguments[0]
