@@ -1,0 +1,391 @@
+"""Calls for every row of a Ray Dataset: an actor pool of async workers behind one budget and one journal.
+
+:func:`open_calls` checks everything that can be known before a call, then yields :class:`Calls`, whose
+``rows`` turns a Dataset of prompts into a Dataset of answers. :func:`call_rows` is the same without the
+handle. Blocks are small, so that one slow answer holds back few rows; a block whose worker died is taken
+up by another, which finds in the journal what was already answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from tunemill.errors import ConfigError
+from tunemill.llm.config import ModelConfig
+from tunemill.llm.journal import Journal, Summary, open_journal
+from tunemill.llm.providers import check_model, provider_for
+from tunemill.progress import Progress
+
+if TYPE_CHECKING:
+    import ray.data
+
+    from tunemill.llm.worker import Job
+
+__all__ = ["Calls", "call_rows", "open_calls"]
+
+BLOCK_ROWS = 16
+_THREADS = 16
+_POLL_S = 1.0
+_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION")
+_PLACES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_PROFILE", "TUNEMILL_CWD")
+
+
+@dataclasses.dataclass(frozen=True)
+class Calls:
+    """Calls of one job that is under way."""
+
+    job: Job
+    journal: Journal
+    index: Any
+    before: Summary
+    """What the journal said before this attempt; its ``maybe_paid`` calls will be made again."""
+    workers: int
+    environment: _Environment
+
+    def rows(self, rows: ray.data.Dataset) -> ray.data.Dataset:
+        """Answer every row, lazily; the columns are those of :func:`call_rows`."""
+        import ray.data
+
+        blocks = rows.repartition(target_num_rows_per_block=BLOCK_ROWS)
+        return blocks.map_batches(
+            _CallBlocks,
+            fn_constructor_args=(self.job, self.journal, ray.put(self.index), self.environment),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(
+                size=self.workers,
+                max_concurrent_calls_per_actor=_THREADS,
+                max_tasks_in_flight_per_actor=_THREADS + 4,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=0.25,
+            scheduling_strategy="SPREAD",
+        )
+
+    def summary(self) -> Summary:
+        """The journal's totals, read now."""
+        return self.journal.summary()
+
+    def stop(self, message: str = "stopped by the user") -> None:
+        """Take no new calls; rows that are left end as ``interrupted``."""
+        from tunemill.llm.budget import ledger_handle
+
+        with contextlib.suppress(ValueError):
+            ledger_handle(self.job.name, find=True).stop.remote("interrupted", message)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Environment:
+    """Variables that workers on other nodes need. Never shown: some are secrets."""
+
+    values: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        return "environment"
+
+
+@contextlib.contextmanager
+def open_calls(
+    *,
+    models: tuple[ModelConfig, ...],
+    journal: str,
+    budget_usd: float | None = None,
+    workers: int | None = None,
+    replay_failed: bool = False,
+    schema: Mapping[str, Any] | None = None,
+    job: str,
+    progress: Progress,
+) -> Iterator[Calls]:
+    """Open the journal, the budgets and the purse of a job; closes them at the end of the block.
+
+    Raises ConfigError, before any call, for models, keys, prices or a journal that can not work. While the
+    block runs, the first Ctrl-C stops new calls and lets the rest end as ``interrupted``; a second one
+    interrupts as usual.
+    """
+    from tunemill.llm.budget import ledger_handle
+    from tunemill.llm.worker import Job
+
+    placed = tuple(_placed(model) for model in models)
+    _check(placed, budget_usd)
+    kept = open_journal(journal, job=job)
+    kept.prepare()
+    _check_shared(kept)
+    before = kept.summary()
+    named = Job(
+        name=f"{job}#{uuid.uuid4().hex[:8]}",
+        models=placed,
+        schema=schema,
+        capped=budget_usd is not None,
+        replay_failed=replay_failed,
+        late_s=1.0 if journal.startswith(("s3://", "gs://", "gcs://", "dynamodb://")) else 0.25,
+    )
+    if before.maybe_paid:
+        progress.note(
+            f"{len(before.maybe_paid)} calls were in flight when an earlier run ended; they may have been paid and are made again"
+        )
+    ledger = ledger_handle(named.name, budget_usd=budget_usd, spent_usd=before.spent_usd)
+    calls = Calls(named, kept, kept.index(), before, workers or _fitting_workers(), _environment(placed, journal))
+    done = threading.Event()
+    watcher = threading.Thread(target=_show, args=(ledger, progress, before.spent_usd, done), daemon=True, name="call-figures")
+    watcher.start()
+    try:
+        with _gentle_interrupt(calls):
+            yield calls
+    finally:
+        done.set()
+        watcher.join(timeout=5)
+        _close(named.name)
+
+
+def call_rows(
+    rows: ray.data.Dataset,
+    *,
+    models: tuple[ModelConfig, ...],
+    journal: str,
+    budget_usd: float | None = None,
+    workers: int | None = None,
+    replay_failed: bool = False,
+    schema: Mapping[str, Any] | None = None,
+    job: str,
+    progress: Progress,
+) -> ray.data.Dataset:
+    """Answer every row, lazily.
+
+    Needs ``prompt_id, model`` (a ModelConfig's name), ``prompt, system, sample`` (or ``texts`` for a model
+    whose task is embed); carries every column. Adds ``request_id, provider, text, finish_reason,
+    input_tokens, output_tokens, cost_usd, latency_s, attempts, created_at`` (and ``vectors``), and
+    ``reason, status, error``, null where the row was answered. The job stays open until the process ends;
+    use :func:`open_calls` to close it, to see figures and to stop gently.
+    """
+    stack = contextlib.ExitStack()
+    calls = stack.enter_context(
+        open_calls(
+            models=models,
+            journal=journal,
+            budget_usd=budget_usd,
+            workers=workers,
+            replay_failed=replay_failed,
+            schema=schema,
+            job=job,
+            progress=progress,
+        )
+    )
+    _still_open.append(stack)
+    return calls.rows(rows)
+
+
+_still_open: list[contextlib.ExitStack] = []
+
+
+class _CallBlocks:
+    """The actor of the pool: threads that bring blocks to one event loop, on which all calls run."""
+
+    def __init__(self, job: Job, journal: Journal, index: Any, environment: _Environment) -> None:
+        import ray
+
+        for name, value in environment.values.items():
+            os.environ.setdefault(name, value)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True, name="calls").start()
+        self._job, self._journal = job, journal
+        self._index = ray.get(index) if isinstance(index, ray.ObjectRef) else index
+        self._worker = asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
+
+    async def _open(self) -> Any:
+        from tunemill.llm.budget import budget_handle, budget_name, ledger_handle
+        from tunemill.llm.gate import RayBudget
+        from tunemill.llm.purse import RayLedger
+        from tunemill.llm.worker import CallWorker
+
+        budgets = {}
+        for model in self._job.models:
+            name = budget_name(model, provider_for(model.provider, model.task).endpoint(model))
+            budgets[model.name] = RayBudget(lambda name=name: budget_handle(name))
+        reader = self._journal.reader(self._index)
+        await asyncio.to_thread(reader.refresh)
+        caller = f"{uuid.uuid4().hex[:12]}"
+        return CallWorker(
+            self._job,
+            budgets=budgets,
+            ledger=RayLedger(lambda: ledger_handle(self._job.name, find=True)),
+            writer=self._journal.writer(f"{self._job.name.rsplit('#', 1)[-1]}-{caller}"),
+            reader=reader,
+            name=caller,
+        )
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        rows = block.to_pylist()
+        answers = asyncio.run_coroutine_threadsafe(self._worker.call(rows), self._loop).result()
+        return _table(answers, block.schema)
+
+
+def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows with fixed types, so that blocks without any answer or without any failure still agree."""
+    added = {
+        "request_id": pa.string(),
+        "provider": pa.string(),
+        "text": pa.string(),
+        "finish_reason": pa.string(),
+        "input_tokens": pa.int64(),
+        "output_tokens": pa.int64(),
+        "cost_usd": pa.float64(),
+        "latency_s": pa.float64(),
+        "attempts": pa.int64(),
+        "created_at": pa.string(),
+        "reason": pa.string(),
+        "status": pa.int64(),
+        "error": pa.string(),
+    }
+    if rows and "vectors" in rows[0]:
+        added["vectors"] = pa.list_(pa.list_(pa.float32()))
+    fields = [field for field in schema if field.name not in added]
+    fields += [pa.field(name, kind) for name, kind in added.items()]
+    return pa.Table.from_pylist(rows, schema=pa.schema(fields))
+
+
+def _placed(model: ModelConfig) -> ModelConfig:
+    """The embedded model's server is started here, so that every worker calls the same one."""
+    if model.provider != "embedded" or model.base_url is not None:
+        return model
+    from tunemill.llm.embedded_server import embedded_base_url
+
+    return dataclasses.replace(model, base_url=embedded_base_url())
+
+
+def _check(models: tuple[ModelConfig, ...], budget_usd: float | None) -> None:
+    for model in models:
+        check_model(model)
+        if model.provider == "bedrock":
+            from tunemill.llm.providers.bedrock_client import check_credentials
+
+            check_credentials(model)
+        free = model.provider == "embedded" or (model.provider == "openai" and model.base_url is not None)
+        if budget_usd is not None and not free and model.price.input == model.price.output == 0:
+            raise ConfigError(
+                f"models.{model.name}: price is missing, but budget_usd caps spending; give USD per million tokens: "
+                "price: {input: ..., output: ...}"
+            )
+
+
+def _check_shared(journal: Journal) -> None:
+    """Refuse a journal that other nodes can not see: a file written here is looked for on every other node."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if journal.shared or len(nodes) < 2:
+        return
+    location = getattr(journal, "location", None)
+    if location is None:
+        return
+    nonce = uuid.uuid4().hex
+    probe = location.join(f".shared-{nonce[:8]}")
+    probe.write_text(nonce)
+    try:
+        for node in nodes:
+            seen = ray.remote(_sees).options(num_cpus=0, label_selector=None, scheduling_strategy=_on(node["NodeID"]))
+            if ray.get(seen.remote(probe.path, nonce)):
+                continue
+            raise ConfigError(
+                f"journal {journal.url}: node {node['NodeManagerAddress']} does not see this folder, so answers paid there would "
+                "be lost with it; use s3://, gs://, dynamodb:// or a folder that all nodes share"
+            )
+    finally:
+        probe.delete()
+
+
+def _sees(path: str, nonce: str) -> bool:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read() == nonce
+    except OSError:
+        return False
+
+
+def _on(node_id: str) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)
+
+
+def _fitting_workers() -> int:
+    """One worker on each node: it does about a thousand calls a second."""
+    import ray
+
+    return max(1, sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0))
+
+
+def _environment(models: tuple[ModelConfig, ...], journal: str) -> _Environment:
+    names = {*_PLACES}
+    for model in models:
+        usual = getattr(provider_for(model.provider, model.task), "usual_key", None)
+        names |= {name for name in (model.api_key_env, usual) if name}
+    if journal.startswith(("s3://", "dynamodb://")) or any(model.provider == "bedrock" for model in models):
+        names |= {*_SECRETS}
+    return _Environment({name: os.environ[name] for name in sorted(names) if name in os.environ})
+
+
+def _show(ledger: Any, progress: Progress, spent_before_usd: float, done: threading.Event) -> None:
+    """Keep the progress line's figures fresh while calls run."""
+    import ray
+
+    calls_before = 0
+    while not done.wait(_POLL_S):
+        try:
+            tallies, stopped, _ = ray.get(ledger.figures.remote(), timeout=10)
+        except ray.exceptions.RayError:
+            continue
+        except RuntimeError:  # Ray was shut down beneath us
+            return
+        calls = sum(tally.calls for tally in tallies.values())
+        cost = sum(tally.cost_usd for tally in tallies.values())
+        tokens = sum(tally.output_tokens for tally in tallies.values())
+        figures = {"cost": f"${spent_before_usd + cost:,.4f}", "calls": f"{(calls - calls_before) / _POLL_S:,.0f}/s"}
+        figures["tokens out"] = f"{tokens:,}"
+        if throttled := sum(tally.throttled for tally in tallies.values()):
+            figures["429s"] = f"{throttled:,}"
+        if failures := sum(tally.failures for tally in tallies.values()):
+            figures["errors"] = f"{failures:,}"
+        if stopped:
+            figures["stopping"] = stopped
+        calls_before = calls
+        progress.figures(**figures)
+
+
+@contextlib.contextmanager
+def _gentle_interrupt(calls: Calls) -> Iterator[None]:
+    """First Ctrl-C: no new calls. Second: the usual KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        calls.stop("stopped by Ctrl-C; run the same command again to go on")
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _close(job: str) -> None:
+    import ray
+
+    from tunemill.llm.budget import forget_ledger
+
+    if ray.is_initialized():
+        forget_ledger(job)
+
+

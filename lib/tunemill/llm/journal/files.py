@@ -1,0 +1,231 @@
+"""A journal in files: one append per group of records on a disk, one object per group on an object store.
+
+Every caller writes files of its own, so nothing is ever written by two. Lines are JSON. A reader keeps
+only where each answer stands (32 bytes a request), and reads bodies when they are asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tunemill.errors import ConfigError
+from tunemill.llm.journal.base import Entry, JournalWriter, Summary, decode, head_of, open_intents
+from tunemill.llm.journal.writers import DiskWriter, ObjectWriter
+from tunemill.store import Location
+
+__all__ = ["FileIndex", "FileJournal", "FileReader"]
+
+_ANSWER, _DEAD = 1, 0
+
+
+@dataclasses.dataclass(frozen=True)
+class FileIndex:
+    """Where each answered or dead request stands: sorted by key, answers before dead letters."""
+
+    files: tuple[str, ...]
+    """Names of the files, in the order of ``file``."""
+    read: tuple[int, ...]
+    """Bytes of each file that were read."""
+    high: npt.NDArray[np.uint64]
+    low: npt.NDArray[np.uint64]
+    file: npt.NDArray[np.uint32]
+    offset: npt.NDArray[np.uint64]
+    length: npt.NDArray[np.uint32]
+
+    def __len__(self) -> int:
+        return len(self.high)
+
+    def locate(self, key: str) -> tuple[int, int, int] | None:
+        """File number, offset and length of a request's record."""
+        high, low = np.uint64(int(key[:16], 16)), np.uint64(int(key[16:], 16))
+        at = int(np.searchsorted(self.high, high))
+        while at < len(self.high) and self.high[at] == high:
+            if self.low[at] == low:
+                return int(self.file[at]), int(self.offset[at]), int(self.length[at])
+            at += 1
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class FileJournal:
+    """A journal under a folder or a prefix."""
+
+    url: str
+
+    @property
+    def location(self) -> Location:
+        """The folder."""
+        return Location.of(self.url)
+
+    @property
+    def shared(self) -> bool:
+        """Object stores are seen by every node."""
+        return self.location.is_remote
+
+    def prepare(self) -> None:
+        """Make the folder and prove that it can be written."""
+        try:
+            self.location.make_folder()
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("output ", "journal ", 1)) from error
+
+    def index(self) -> FileIndex:
+        """Read every file once, keeping positions."""
+        scan = _Scan()
+        scan.take_in(self.location)
+        return scan.index()
+
+    def reader(self, index: FileIndex) -> FileReader:
+        """A reader over the index and what is added later."""
+        return FileReader(self.location, index)
+
+    def writer(self, name: str) -> JournalWriter:
+        """A file of its own on a disk, a series of objects on an object store."""
+        if self.location.is_remote:
+            return ObjectWriter(self.location, name)
+        return DiskWriter(self.location.join(f"{name}.jsonl"))
+
+    def summary(self) -> Summary:
+        """Totals over all files."""
+        answers: set[str] = set()
+        dead: set[str] = set()
+        failures, spent, damaged = 0, 0.0, 0
+        intents: dict[str, dict[str, Any]] = {}
+        closed: set[str] = set()
+        for file in self.location.files("*.jsonl", recursive=False):
+            for _, _, head in _lines(file, 0):
+                if head is None:
+                    damaged += 1
+                elif head["type"] == "intent":
+                    intents[head["call"]] = head
+                else:
+                    closed.add(head["call"])
+                    spent += head["usd"]
+                    failures += head["type"] == "failure"
+                    if head["type"] == "answer":
+                        answers.add(head["key"])
+                    elif head["type"] == "dead":
+                        dead.add(head["key"])
+        left = [head for call, head in intents.items() if call not in closed]
+        return Summary(
+            answers=len(answers),
+            failures=failures,
+            dead=len(dead - answers),
+            spent_usd=spent + sum(head["usd"] for head in left),
+            maybe_paid=open_intents(left),
+            damaged=damaged,
+        )
+
+
+class FileReader:
+    """Finds records through the index, and those added later through a scan of the files' new ends."""
+
+    def __init__(self, location: Location, index: FileIndex) -> None:
+        self._location = location
+        self._index = index
+        self._late = _Scan(dict(zip(index.files, index.read, strict=True)))
+        self._cached: tuple[str, bytes] = ("", b"")
+
+    def find(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """Answers, otherwise dead letters; a later record of either kind wins over the index."""
+        found: dict[str, Entry] = {}
+        for key in keys:
+            place = self._late.place_of(key)
+            if place is None or place[0] == _DEAD:
+                old = self._index.locate(key)
+                name_at = (self._index.files[old[0]], old[1], old[2]) if old else None
+                late_at = place[1:] if place else None
+                candidates = [self._read(*at) for at in (name_at, late_at) if at is not None]
+                best = [entry for entry in candidates if entry.type == "answer"] or candidates[-1:]
+                if best:
+                    found[key] = best[0]
+            else:
+                found[key] = self._read(*place[1:])
+        return found
+
+    def refresh(self) -> None:
+        """Read what was added since."""
+        self._late.take_in(self._location)
+
+    def _read(self, name: str, offset: int, length: int) -> Entry:
+        file = self._location.join(name)
+        if file.is_remote:  # objects are small and neighbours are asked for together
+            if self._cached[0] != name:
+                self._cached = (name, file.read_bytes())
+            return decode(self._cached[1][offset : offset + length])
+        with open(file.path, "rb") as stream:
+            stream.seek(offset)
+            return decode(stream.read(length))
+
+
+class _Scan:
+    """Positions of answers and dead letters, grown file by file."""
+
+    def __init__(self, read: dict[str, int] | None = None) -> None:
+        self.read = read or {}
+        self._places: dict[str, tuple[int, str, int, int]] = {}
+
+    def place_of(self, key: str) -> tuple[int, str, int, int] | None:
+        return self._places.get(key)
+
+    def take_in(self, folder: Location) -> None:
+        for file in folder.files("*.jsonl", recursive=False):
+            start = self.read.get(file.name, 0)
+            for offset, length, head in _lines(file, start):
+                self.read[file.name] = offset + length + 1
+                if head is None or head["type"] not in ("answer", "dead"):
+                    continue
+                rank = _ANSWER if head["type"] == "answer" else _DEAD
+                held = self._places.get(head["key"])
+                if held is None or rank >= held[0]:
+                    self._places[head["key"]] = (rank, file.name, offset, length)
+
+    def index(self) -> FileIndex:
+        names = tuple(self.read)
+        number = {name: i for i, name in enumerate(names)}
+        ordered = sorted(self._places.items())
+        return FileIndex(
+            files=names,
+            read=tuple(self.read.values()),
+            high=np.array([int(key[:16], 16) for key, _ in ordered], dtype=np.uint64),
+            low=np.array([int(key[16:], 16) for key, _ in ordered], dtype=np.uint64),
+            file=np.array([number[place[1]] for _, place in ordered], dtype=np.uint32),
+            offset=np.array([place[2] for _, place in ordered], dtype=np.uint64),
+            length=np.array([place[3] for _, place in ordered], dtype=np.uint32),
+        )
+
+
+def _lines(file: Location, start: int) -> Iterator[tuple[int, int, dict[str, Any] | None]]:
+    """(offset, length, head) of each complete line from ``start``; head is None for a damaged one.
+
+    An unfinished last line is left for the next scan: its writer may be at work, or dead.
+    """
+    size = file.fs.get_file_info(file.path).size or 0
+    if size <= start:
+        return
+    with file.fs.open_input_file(file.path) as stream:
+        rest, offset = b"", start
+        for at in itertools.count(start, 1 << 23):
+            chunk = stream.read_at(min(1 << 23, size - at), at) if at < size else b""
+            lines = (rest + bytes(chunk)).split(b"\n")
+            rest = lines.pop()
+            for line in lines:
+                yield offset, len(line), _head(line)
+                offset += len(line) + 1
+            if not chunk:
+                return
+
+
+def _head(line: bytes) -> dict[str, Any] | None:
+    try:
+        head = head_of(line)
+    except (json.JSONDecodeError, ValueError):
+        return None
+    return head if {"type", "key", "call", "usd"} <= head.keys() else None

@@ -1,0 +1,76 @@
+"""Sending one wire request: the only place where HTTP happens.
+
+The httpx API on aiohttp's transport (httpx's own pool scans all its connections on every request);
+boto3 in threads. Third-party errors become failures here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from tunemill.llm.config import ModelConfig
+from tunemill.llm.providers import provider_for
+from tunemill.llm.providers.failures import failure
+from tunemill.llm.providers.wire import secrets_of
+from tunemill.llm.request import Failure, WireRequest, WireResponse
+
+__all__ = ["Sender"]
+
+_CONNECT_S = 20.0
+
+
+class Sender:
+    """One process's connections to one model; used on one event loop."""
+
+    def __init__(self, model: ModelConfig, most_in_flight: int) -> None:
+        self._model = model
+        self._secrets = {} if model.provider == "bedrock" else provider_for(model.provider, model.task).auth_headers(model)
+        self._hidden = [value.encode() for value in secrets_of(model, ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"))]
+        limits = httpx.Limits(max_connections=most_in_flight, max_keepalive_connections=most_in_flight, keepalive_expiry=30.0)
+        self._client = httpx.AsyncClient(
+            transport=AiohttpTransport(limits=limits), timeout=httpx.Timeout(model.timeout_s, connect=_CONNECT_S)
+        )
+        self._threads = ThreadPoolExecutor(most_in_flight, thread_name_prefix="boto3") if model.provider == "bedrock" else None
+        self._pool = most_in_flight
+
+    async def send(self, wire: WireRequest) -> WireResponse | Failure:
+        """The raw response, or a Failure where there was none."""
+        try:
+            # the transport's own timeout is per read: a server that drips for ever would hold the slot
+            async with asyncio.timeout(self._model.timeout_s):
+                return await (self._http(wire) if self._threads is None else self._boto3(wire))
+        except TimeoutError:
+            return failure("timeout", f"no answer within {self._model.timeout_s:g} s", status=None)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _http(self, wire: WireRequest) -> WireResponse | Failure:
+        try:
+            response = await self._client.request(
+                wire.method, wire.url, content=wire.body, headers={**wire.headers, **self._secrets}
+            )
+        except httpx.ConnectError as error:
+            return failure("connection", f"{type(error).__name__}: {error}", status=None)
+        except httpx.TimeoutException as error:
+            return failure("timeout", f"{type(error).__name__}: {error}", status=None)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return failure("connection", f"{type(error).__name__}: {error}", status=None)
+        body = response.content
+        if response.status_code >= 400:  # some servers repeat the key that they refuse
+            for secret in self._hidden:
+                body = body.replace(secret, b"[key]")
+        return WireResponse(status=response.status_code, headers=response.headers, body=body)
+
+    async def _boto3(self, wire: WireRequest) -> WireResponse | Failure:
+        from tunemill.llm.providers.bedrock_client import send
+
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, lambda: send(self._model, wire, pool=self._pool))
