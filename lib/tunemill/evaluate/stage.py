@@ -11,10 +11,11 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from tunemill.errors import ConfigError, DataError
 from tunemill.evaluate.config import EvaluateConfig
@@ -144,34 +145,15 @@ class _Scored:
 
 def _score(context: StageContext, rows: Sequence[Row], plan: ScoringPlan, config: EvaluateConfig) -> _Scored:
     """Send the rows, in chunks of like length, through a pool of scoring actors."""
-    import ray.data
-
-    from tunemill.resources import cluster_resources
-
     context.progress.total(len(rows))
     sums = {variant: np.zeros((len(rows), max(len(plan.labels), 1))) for variant in plan.variants}
     tokens = np.ones(len(rows))
     lost: dict[int, str] = {}
-    if not plan.variants:
-        return _Scored(sums=sums, tokens=tokens, lost=lost)
-    by_size = sorted(range(len(rows)), key=lambda order: (rows[order].size, order))
-    chunks = [by_size[i : i + _CHUNK_ROWS] for i in range(0, len(rows), _CHUNK_ROWS)]
-    items = [chunk_item([rows[order] for order in chunk], chunk) for chunk in chunks]
-    gpus = cluster_resources()[1]
-    per_worker = config.gpus_per_worker if config.gpus_per_worker is not None else float(gpus > 0)
-    workers = min(config.workers or (max(int(gpus // per_worker), 1) if per_worker else 1), len(chunks))
-    threads = 0 if per_worker else max((os.cpu_count() or 1) // workers, 1)
+    by_size = sorted(range(len(rows)), key=lambda order: (rows[order].size, rows[order].id))
+    chunks = [by_size[i : i + _CHUNK_ROWS] for i in range(0, len(rows), _CHUNK_ROWS)] if plan.variants else []
     with tempfile.TemporaryDirectory(prefix="tunemill-adapter-") as folder:
-        ready = dataclasses.replace(plan, threads=threads, adapter=_local_copy(plan.adapter, folder))
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            ScoreRows,
-            fn_constructor_args=(ready,),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            num_gpus=per_worker or None,
-        )
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        ready = dataclasses.replace(plan, adapter=_local_copy(plan.adapter, folder))
+        for batch in _pool([chunk_item([rows[order] for order in chunk], chunk) for chunk in chunks], ready, config):
             for found in batch.to_pylist():
                 if found["reason"]:
                     lost[found["order"]] = found["reason"]
@@ -180,6 +162,29 @@ def _score(context: StageContext, rows: Sequence[Row], plan: ScoringPlan, config
                     tokens[found["order"]] = found["tokens"] if found["tokens"] is not None else 1.0
             context.progress.advance(batch.num_rows // len(plan.variants))
     return _Scored(sums=sums, tokens=tokens, lost=lost)
+
+
+def _pool(items: list[dict[str, Any]], plan: ScoringPlan, config: EvaluateConfig) -> Iterator[pa.Table]:
+    """Tables of scores from a pool of actors that take one chunk at a time."""
+    import ray.data
+
+    from tunemill.resources import cluster_resources
+
+    if not items:
+        return
+    gpus = cluster_resources()[1]
+    per_worker = config.gpus_per_worker if config.gpus_per_worker is not None else float(gpus > 0)
+    workers = min(config.workers or (max(int(gpus // per_worker), 1) if per_worker else 1), len(items))
+    threads = 0 if per_worker else max((os.cpu_count() or 1) // workers, 1)
+    scored = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        ScoreRows,
+        fn_constructor_args=(dataclasses.replace(plan, threads=threads),),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_gpus=per_worker or None,
+    )
+    yield from scored.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
 def _local_copy(adapter: str | None, folder: str) -> str | None:
@@ -195,7 +200,7 @@ def _local_copy(adapter: str | None, folder: str) -> str | None:
 
 def _results(
     context: StageContext, config: EvaluateConfig, rows: HeldOut, scored: _Scored, *, kept: Sequence[int], labels: LabelSet | None
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[pa.Table, dict[str, Any]]:
     test = [rows.test[order] for order in kept]
     options = {"resamples": config.bootstrap, "seed": context.seed}
     if labels is None:
