@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
+from tunemill.errors import ConfigError
 from tunemill.llm.config import ModelConfig
-from tunemill.llm.request import Provider
+from tunemill.llm.request import Prompt, Provider
 
 __all__ = ["check_model", "provider_for"]
 
@@ -16,10 +18,14 @@ __all__ = ["check_model", "provider_for"]
 def provider_for(name: str, task: Literal["chat", "embed"] = "chat") -> Provider:
     """The wire format of a provider; only its own module is imported."""
     module = importlib.import_module(f"tunemill.llm.providers.{name}")
-    provider: Provider = module.PROVIDER if task == "chat" else module.EMBEDDINGS
+    provider: Provider | None = module.PROVIDER if task == "chat" else getattr(module, "EMBEDDINGS", None)
+    if provider is None:
+        raise ConfigError(f"provider {name} has no embeddings here, should be openai, azure or bedrock")
     return provider
 
 
-def check_model(model: ModelConfig) -> None:
+def check_model(model: ModelConfig, schema: Mapping[str, Any] | None = None) -> None:
     """Refuse a model entry that cannot work; raises ConfigError before anything is called."""
-    provider_for(model.provider, model.task).check(model)
+    provider = provider_for(model.provider, model.task)
+    provider.check(model)
+    provider.build(model, Prompt.of("?"), schema=schema, sample=0, seed=0)

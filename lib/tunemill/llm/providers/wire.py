@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 JSON_HEADERS = {"content-type": "application/json", "accept": "application/json"}
+_USUAL_KEYS = ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "AWS_SECRET_ACCESS_KEY")
 _COMMON = ("temperature", "top_p", "top_k", "stop", "seed", "presence_penalty", "frequency_penalty")
 
 
@@ -102,8 +103,8 @@ def api_key(model: ModelConfig, variable: str | None) -> str | None:
 
 
 def secrets_of(model: ModelConfig, usual: Iterable[str] = ()) -> list[str]:
-    """Values that must not appear in anything written: the model's key, and the usual variables' values."""
-    names = [name for name in (model.api_key_env, *usual) if name]
+    """Values that must not appear in anything written: the model's key, and every key under a usual name."""
+    names = {name for name in (model.api_key_env, *usual, *_USUAL_KEYS) if name}
     return [value for name in names if len(value := os.environ.get(name, "").strip()) >= 6]
 
 
