@@ -1,0 +1,138 @@
+"""The base model with its LoRA adapter, loaded as each family needs it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tunemill.errors import ConfigError
+from tunemill.finetune.attention import VARLEN, register_varlen
+from tunemill.finetune.config import FinetuneConfig, LoraConfig
+from tunemill.finetune.loss import add_weighted_loss
+
+__all__ = ["Prepared", "choose_precision", "load_base", "prepare", "wrap_lora"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A model ready to train, and what was decided for it."""
+
+    model: Any
+    dtype: torch.dtype
+    checkpointing: bool
+    liger: bool
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The type of base weights and matrix products: ``auto`` is bf16 where the hardware multiplies it."""
+    if precision == "fp32":
+        return torch.float32
+    if precision == "bf16":
+        return torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if _cpu_multiplies_bf16() else torch.float32
+
+
+def _cpu_multiplies_bf16() -> bool:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return False
+    return any(flag in flags.split() for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def load_base(path: str, revision: str | None, dtype: torch.dtype) -> Any:
+    """A causal language model with row-wise attention; ConfigError when it cannot be had."""
+    from transformers import AutoModelForCausalLM
+
+    register_varlen()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=dtype, attn_implementation=VARLEN)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"finetune.base_model {path!r}: cannot be loaded ({_first_line(error)})") from error
+    model.config.use_cache = False
+    return model
+
+
+def wrap_lora(model: Any, lora: LoraConfig) -> Any:
+    """The model with a fresh fp32 adapter; ConfigError when a target names no layer."""
+    import peft
+
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    unknown = sorted(set(lora.targets) - names)
+    if unknown:
+        raise ConfigError(
+            f"finetune.lora.targets: no linear layer is called {unknown[0]!r}; this model has {', '.join(sorted(names))}"
+        )
+    alpha = lora.alpha if lora.alpha is not None else 2 * lora.r
+    towers = any(tower in name for name, _ in model.named_modules() for tower in ("vision_tower", "audio_tower"))
+    settings = peft.LoraConfig(
+        r=lora.r,
+        lora_alpha=alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        target_modules=list(lora.targets) or "all-linear",
+        # The towers of multimodal checkpoints see no images here.
+        exclude_modules=r".*(vision_tower|multi_modal_projector|audio_tower).*" if towers else None,
+        task_type="CAUSAL_LM",
+        bias="none",
+    )
+    return peft.get_peft_model(model, settings, autocast_adapter_dtype=True)
+
+
+def prepare(config: FinetuneConfig, path: str, device: torch.device, *, seed: int, micro_tokens: int) -> Prepared:
+    """Load the base model, add the adapter and the weighted loss, and settle memory and kernels."""
+    dtype = choose_precision(config.precision, device)
+    base = load_base(path, config.revision, dtype)
+    liger = _apply_liger(base, config.liger, device)
+    add_weighted_loss(base)
+    torch.manual_seed(seed)
+    model = wrap_lora(base, config.lora).to(device)
+    checkpointing = _wants_checkpointing(config.gradient_checkpointing, base, device, micro_tokens)
+    if checkpointing:
+        # The frozen embeddings give no gradient, but the first recomputed block needs an input that asks for one.
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return Prepared(model=model, dtype=dtype, checkpointing=checkpointing, liger=liger)
+
+
+def _apply_liger(model: Any, wanted: str, device: torch.device) -> bool:
+    if wanted == "off" or device.type != "cuda":
+        if wanted == "on":
+            raise ConfigError("finetune.liger is on, but the worker has no GPU; use auto")
+        return False
+    try:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    except ImportError as error:
+        if wanted == "on":
+            raise ConfigError("finetune.liger is on, but liger-kernel is not installed: pip install 'tunemill[gpu]'") from error
+        return False
+    # The loss is ours (weighted); the kernels are for norms, rotary positions and the gated MLP.
+    _apply_liger_kernel_to_instance(model=model, fused_linear_cross_entropy=False, cross_entropy=False)
+    return True
+
+
+def _wants_checkpointing(setting: str, model: Any, device: torch.device, micro_tokens: int) -> bool:
+    """``auto``: recompute only when the activations of one pass would not fit beside the weights."""
+    if setting != "auto":
+        return setting == "on"
+    config = model.config.get_text_config()
+    mlp = getattr(config, "intermediate_size", 4 * config.hidden_size)
+    # Kept for the backward pass of one block, in values a token (measured on Llama and Mistral, LoRA on all layers).
+    values = 16 * config.hidden_size + 5 * mlp
+    needed = values * 2 * config.num_hidden_layers * micro_tokens
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    if device.type == "cuda":
+        free = 0.9 * torch.cuda.get_device_properties(device).total_memory - weights
+    else:
+        free = 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return bool(needed > free)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
