@@ -48,7 +48,7 @@ class LimitState:
     reset_s: dict[str, float]
 
 
-class Problem(Exception):  # noqa: N818 - it is an answer, not a failure of the mock
+class Problem(Exception):
     """A request that is refused: kind of refusal and message."""
 
     def __init__(self, kind: str, message: str) -> None:

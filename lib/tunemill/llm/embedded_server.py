@@ -1,0 +1,101 @@
+"""The embedded model's server: real llama.cpp in one Ray actor, shared by everything that the driver runs.
+
+Clients speak HTTP to it like to any OpenAI-compatible server. Answers are the same whatever else runs beside them:
+each request brings its own seed, no request re-uses another's cache, and the shipped Q4_1 weights are multiplied row
+by row, so that the batch a token happens to be in does not change its rounding (measured: shuffled order, 16 slots
+against 3 in use, 1 against 2 threads: all texts equal).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+from typing import Any
+
+from tunemill.errors import RunFailed
+
+__all__ = ["EmbeddedServer", "embedded_base_url", "start_server", "stop_embedded"]
+
+_NAME = "tunemill-embedded"
+SLOTS = 16
+"""Answers that are generated at once; more gain little on two cores and each costs 24 MB."""
+SLOT_TOKENS = 1024
+"""Longest prompt and answer together."""
+_MOST_THREADS = 8
+
+
+class EmbeddedServer:
+    """Holds a llama.cpp server; the actor's class, also usable without Ray. The server lives as long as the object."""
+
+    def __init__(self, host: str, port: int, threads: int) -> None:
+        self._server = start_server(host=host, port=port, threads=threads)
+        self._url = f"{self._server.listening_address.rstrip('/')}/v1"
+
+    def url(self) -> str:
+        """OpenAI's base_url."""
+        return self._url
+
+
+def start_server(*, host: str = "127.0.0.1", port: int = 0, threads: int = 2, slots: int = SLOTS) -> Any:
+    """A running ``xllamacpp.Server`` of SmolLM2-135M-Instruct; port 0 takes a free one. Returns when it can answer."""
+    # OpenMP's threads spin at their barriers by default; where anything else wants the cores (Ray does), two spinning
+    # threads are slower than one. Read once, when the library is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    import xllamacpp
+
+    from tunemill.embedded import smollm2_gguf
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(smollm2_gguf())
+    params.model_alias = {"smollm2-135m"}
+    params.hostnames, params.port = [host], port
+    params.n_parallel, params.n_ctx, params.cont_batching = slots, SLOT_TOKENS * slots, True
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.n_threads_http = slots + 2
+    params.cache_prompt, params.cache_ram_mib, params.fit_params = False, 0, False
+    params.verbosity = -1
+    return xllamacpp.Server(params)
+
+
+def embedded_base_url() -> str:
+    """The base_url of the driver's embedded server, which is started on first use and ends with the driver.
+
+    It listens on loopback, or on the node's address where Ray has several nodes, so that callers on all of them reach it.
+    """
+    import ray
+
+    try:
+        return str(ray.get(_actor(ray.get_runtime_context().get_job_id()).url.remote()))
+    except ray.exceptions.RayActorError as error:
+        _actor.cache_clear()
+        raise RunFailed("the embedded model's server did not start or died; run the same command again") from error
+
+
+def stop_embedded() -> None:
+    """End the driver's embedded server, if there is one, and free its memory."""
+    import ray
+
+    if _actor.cache_info().currsize:
+        ray.kill(_actor(ray.get_runtime_context().get_job_id()))
+        _actor.cache_clear()
+
+
+@functools.lru_cache(maxsize=1)
+def _actor(job: str) -> Any:
+    """The actor; the cached handle keeps it alive, one for each Ray job (tests start several in one process)."""
+    import ray
+
+    alone = sum(node["Alive"] for node in ray.nodes()) == 1
+    host = "127.0.0.1" if alone else ray.util.get_node_ip_address()
+    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    # it reserves no CPU: with it, a two-core laptop would have none left for the callers that feed it.
+    # The port is chosen here so that a restarted actor is found under the same address.
+    options = {"name": f"{_NAME}-{job}", "num_cpus": 0, "max_restarts": 3, "max_concurrency": 4, "get_if_exists": True}
+    return ray.remote(EmbeddedServer).options(**options).remote(host, _free_port(host), threads)
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
