@@ -16,12 +16,12 @@ import numpy as np
 
 from tunemill.embed.batches import Batch, Buckets
 from tunemill.embed.config import EmbedConfig
-from tunemill.embed.models import load
+from tunemill.embed.models import find, load
 from tunemill.embed.precision import LEAST_COSINE, candidates, cosines
 from tunemill.embed.reading import Tokens, reader_for
 from tunemill.errors import ConfigError, RunFailed
 
-__all__ = ["Embedded", "Embedder"]
+__all__ = ["Embedded", "Embedder", "pick_device"]
 
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 _CHUNK_TEXTS = 512
@@ -52,10 +52,9 @@ class Embedder:
             raise ConfigError(f"embed.provider is {config.provider!r}: only the embed stage calls APIs; use local here")
         self._config = config
         self._torch = torch
-        self.device = _device(config)
-        self._loaded = load(config, self.device)
-        self._model = self._loaded.model
-        self._reader = reader_for(self._model, self._loaded.prompt)
+        self.device = pick_device(config)
+        self._found = find(config)
+        self._load()
         self._batch_tokens = config.batch_tokens or _BATCH_TOKENS[self.device.split(":")[0]]
         self._check: dict[str, Any] | None = None
         self.dimension = int(self._model.get_embedding_dimension())
@@ -73,9 +72,9 @@ class Embedder:
         limit = self._reader.limit
         return {
             "model": self._config.model,
-            "revision": self._loaded.revision,
+            "revision": self._found.revision,
             "dimension": self.dimension,
-            "prefix": self._loaded.prompt,
+            "prefix": self._prompt,
             "max_length": limit,
             "device": self.device,
             "precision": self.precision,
@@ -107,6 +106,11 @@ class Embedder:
         if len(unique) == len(texts):
             return found
         return Embedded(found.vectors[row_of], found.n_tokens[row_of], found.cut[row_of])
+
+    def _load(self) -> None:
+        loaded = load(self._config, self._found, self.device)
+        self._model, self._prompt = loaded.model, loaded.prompt
+        self._reader = reader_for(self._model, self._prompt)
 
     def _run(self, texts: Sequence[str]) -> Embedded:
         vectors = np.empty((len(texts), self.dimension), np.float32)
@@ -146,14 +150,11 @@ class Embedder:
         reference = self._run(sample).vectors
         dtypes = {"bf16": self._torch.bfloat16, "fp16": self._torch.float16}
         for name in wanted:
-            if name == "fp32":
-                self._model = load(self._config, self.device).model
-                self._reader = reader_for(self._model, self._loaded.prompt)
-                return
             # Always from the fp32 weights: a second rounding would not undo the first.
             if self._check["tried"]:
-                self._model = load(self._config, self.device).model
-                self._reader = reader_for(self._model, self._loaded.prompt)
+                self._load()
+            if name == "fp32":
+                return
             self._model.to(dtypes[name])
             least = float(cosines(self._run(sample).vectors, reference).min())
             self._check["tried"][name] = round(least, 6)
@@ -162,7 +163,8 @@ class Embedder:
                 return
 
 
-def _device(config: EmbedConfig) -> str:
+def pick_device(config: EmbedConfig) -> str:
+    """cpu or cuda, as configured and as there is; ConfigError when a GPU is asked for and there is none."""
     import torch
 
     available = torch.cuda.is_available()

@@ -11,11 +11,23 @@ from tunemill.embed.config import EmbedConfig
 from tunemill.errors import ConfigError
 from tunemill.store import Location, content_fingerprint
 
-__all__ = ["Loaded", "load"]
+__all__ = ["Found", "Loaded", "find", "load"]
 
 _MINILM = ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")
 _ORGANISATION = "sentence-transformers"
 _HUB_TIMEOUT_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """Where a model lies, before it is loaded."""
+
+    path: str
+    """A folder, or a hub name."""
+    revision: str
+    """The hub's commit, or a hash of a local folder's content: the same string means the same weights."""
+    options: dict[str, Any]
+    """Further arguments for ``SentenceTransformer``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,29 +36,29 @@ class Loaded:
 
     model: Any
     """``sentence_transformers.SentenceTransformer``."""
-    revision: str
-    """The hub's commit, or a hash of a local folder's content: the same string means the same weights."""
     prompt: str
     """What is put before each text; empty for nothing."""
 
 
-def load(config: EmbedConfig, device: str) -> Loaded:
-    """Load ``config.model`` in fp32 onto ``device``; ConfigError when it is missing or cannot be loaded."""
+def find(config: EmbedConfig) -> Found:
+    """Where ``config.model`` lies; ConfigError when it is missing. Loads nothing."""
+    folder = _local_folder(config)
+    return Found(path=str(folder), revision=_folder_revision(folder), options={}) if folder else _on_hub(config)
+
+
+def load(config: EmbedConfig, found: Found, device: str) -> Loaded:
+    """Load the model in fp32 onto ``device``; ConfigError when it cannot be loaded."""
     import torch
     from sentence_transformers import SentenceTransformer
 
-    folder = _local_folder(config)
-    options: dict[str, Any] = {} if folder else {"revision": config.revision, "local_files_only": _is_cached(config)}
     try:
-        model = SentenceTransformer(
-            str(folder) if folder else config.model, device=device, model_kwargs={"dtype": torch.float32}, **options
-        )
+        model = SentenceTransformer(found.path, device=device, model_kwargs={"dtype": torch.float32}, **found.options)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise ConfigError(f"embed.model {config.model!r}: cannot be loaded ({_first_line(error)})") from error
     model.eval()
     _limit_length(model, config)
     prompt = config.prefix if config.prefix is not None else model.prompts.get(model.default_prompt_name or "", "")
-    return Loaded(model=model, revision=_folder_revision(folder) if folder else _commit(model, config), prompt=prompt)
+    return Loaded(model=model, prompt=prompt)
 
 
 def _local_folder(config: EmbedConfig) -> Path | None:
@@ -69,10 +81,10 @@ def _folder_revision(folder: Path) -> str:
     return content_fingerprint(files)
 
 
-def _is_cached(config: EmbedConfig) -> bool:
-    """True when the hub's cache holds the model; otherwise make sure that the hub has it, within seconds.
+def _on_hub(config: EmbedConfig) -> Found:
+    """The model in the hub's local cache, or else on the hub itself, which is asked once, within seconds.
 
-    Only ``modules.json`` counts: without it a half-cached model would silently be pooled the wrong way.
+    In the cache only ``modules.json`` counts: without it a half-cached model would silently be pooled the wrong way.
     """
     import httpx
     import huggingface_hub
@@ -81,21 +93,18 @@ def _is_cached(config: EmbedConfig) -> bool:
     name = config.model if "/" in config.model else f"{_ORGANISATION}/{config.model}"
     missing = f"embed.model {config.model!r}: not on this machine and "
     try:
-        if isinstance(huggingface_hub.try_to_load_from_cache(name, "modules.json", revision=config.revision), str):
-            return True
-        huggingface_hub.HfApi().model_info(name, revision=config.revision, timeout=_HUB_TIMEOUT_S)
+        cached = huggingface_hub.try_to_load_from_cache(name, "modules.json", revision=config.revision)
+        if isinstance(cached, str):
+            commit = Path(cached).parent.name
+            return Found(path=name, revision=commit, options={"revision": config.revision, "local_files_only": True})
+        info = huggingface_hub.HfApi().model_info(name, revision=config.revision, timeout=_HUB_TIMEOUT_S)
     except HFValidationError as error:
         raise ConfigError(f"embed.model {config.model!r}: neither a folder nor a hub name") from error
     except (httpx.TransportError, OfflineModeIsEnabled, OSError) as error:
         if isinstance(error, HfHubHTTPError):
             raise ConfigError(f"{missing}the hub does not give it ({_first_line(error)})") from error
         raise ConfigError(f"{missing}the hub cannot be reached; download it or give a local folder") from error
-    return False
-
-
-def _commit(model: Any, config: EmbedConfig) -> str:
-    inner = getattr(model.transformers_model, "config", None)
-    return getattr(inner, "_commit_hash", None) or config.revision or "main"
+    return Found(path=name, revision=str(info.sha), options={"revision": info.sha})
 
 
 def _limit_length(model: Any, config: EmbedConfig) -> None:

@@ -104,14 +104,19 @@ class VectorColumn:
             return table
         texts = _texts(table, self._task.text_column)
         full = [row for row, text in enumerate(texts) if text.strip()]
-        found = self._ready().embed([texts[row] for row in full])
-        finite = np.isfinite(found.vectors).all(axis=1)
-        vectors = np.full((len(texts), self._ready().dimension), np.nan, np.float32)
+        embedder = self._ready()
+        before = embedder.computed
+        found = embedder.embed([texts[row] for row in full])
+        vectors = np.full((len(texts), embedder.dimension), np.nan, np.float32)
         vectors[full] = found.vectors
         array = vector_array(vectors, self._task.config.output)
         if self._tally is not None:
-            counts = {"tokens": int(found.n_tokens.sum()), "truncated": int(found.cut.sum()), "not_finite": int((~finite).sum())}
-            self._tally.add.remote(_block_name(texts), counts, self._ready().facts)
+            counts = {
+                "tokens": int(found.n_tokens.sum()),
+                "truncated": int(found.cut.sum()),
+                "embedded_now": embedder.computed - before,
+            }
+            self._tally.add.remote(_block_name(texts), counts, embedder.facts)
         if self._task.output_column in table.column_names:
             table = table.drop_columns([self._task.output_column])
         return table.append_column(self._task.output_column, array)
@@ -121,10 +126,10 @@ class VectorColumn:
         if self._embedder is None:
             import torch
 
-            from tunemill.embed.embedder import Embedder
+            from tunemill.embed.remember import RememberingEmbedder
 
             torch.set_num_threads(self._threads)
-            self._embedder = Embedder(self._task.config, sample=self._task.sample)
+            self._embedder = RememberingEmbedder(self._task.config, sample=self._task.sample)
         return self._embedder
 
 
