@@ -162,22 +162,18 @@ def run_stage_job(stage: Stage[C], argv: Sequence[str], usage: str) -> Manifest:
     """``tunemill <stage>``: on a user's files (--input, --output), or within a run (--config)."""
     parsed = parse(stage_command(stage, usage), argv)
     options: StageOptions = parsed.options
-    if options.input is None and options.config is not None and stage.name != "generate":
+    if options.input is None and options.output is None and options.config is not None:
         return _within_run(stage, parsed)
-    if options.input is None and stage.name != "generate":
-        raise ConfigError(f"tunemill {stage.name}: give --input PATH --output DIR for your own rows, or --config FILE for a run")
-    if options.output is None and options.config is not None:
-        return _within_run(stage, parsed)
-    if options.output is None:
-        raise ConfigError(f"tunemill {stage.name}: --output is missing; name a folder for the result")
+    makes_rows = stage.name == "generate"
+    if options.output is None or (options.input is None and not makes_rows):
+        missing = "--output DIR" if options.output is None else "--input PATH"
+        raise ConfigError(f"tunemill {stage.name}: {missing} is missing; by itself a stage needs both, within a run only --config FILE")
     return _alone(stage, parsed)
 
 
 def _within_run(stage: Stage[C], parsed: Parsed[C]) -> Manifest:
     options: StageOptions = parsed.options
     values = overlay(parsed.file_values, {stage.name: parsed.values})
-    if options.output is not None:
-        values = overlay(values, {"run": {"output": options.output}})
     if options.seed is not None:
         values = overlay(values, {"run": {"seed": options.seed}})
     config = complete(build(PipelineConfig, values, parsed.where))
