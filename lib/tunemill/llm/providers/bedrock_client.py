@@ -13,6 +13,7 @@ from typing import Any
 import boto3
 import botocore.config
 import botocore.exceptions
+import botocore.parsers
 
 from tunemill.errors import ConfigError
 from tunemill.llm.config import ModelConfig
@@ -21,6 +22,13 @@ from tunemill.llm.providers.failures import failure
 from tunemill.llm.request import Failure, WireRequest, WireResponse
 
 __all__ = ["check_credentials", "send"]
+
+_ERRORS = (botocore.exceptions.BotoCoreError, botocore.parsers.ResponseParserError)
+_NEVER_SENT = (
+    botocore.exceptions.ConnectTimeoutError,
+    botocore.exceptions.EndpointConnectionError,
+    botocore.exceptions.ProxyConnectionError,
+)
 
 
 def send(model: ModelConfig, wire: WireRequest, *, pool: int = 64) -> WireResponse | Failure:
@@ -41,16 +49,8 @@ def send(model: ModelConfig, wire: WireRequest, *, pool: int = 64) -> WireRespon
         return WireResponse(status=200, headers=response["ResponseMetadata"]["HTTPHeaders"], body=response["body"].read())
     except botocore.exceptions.ClientError as error:
         return _refusal(error)
-    except (botocore.exceptions.ReadTimeoutError, botocore.exceptions.ConnectTimeoutError) as error:
-        return failure("timeout", f"no answer within {model.timeout_s:g} s ({type(error).__name__})", status=None)
-    except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
-        return failure("auth", f"AWS credentials: {error}", status=None)
-    except botocore.exceptions.ParamValidationError as error:
-        return failure("rejected", f"boto3 refused the request: {error}", status=None)
-    except botocore.exceptions.HTTPClientError as error:
-        return failure("connection", f"{type(error).__name__}: {error}", status=None)
-    except botocore.exceptions.BotoCoreError as error:
-        return failure("bad_answer", f"{type(error).__name__}: {error}", status=None)
+    except _ERRORS as error:
+        return _unanswered(error, model.timeout_s)
 
 
 def check_credentials(model: ModelConfig) -> None:
@@ -71,6 +71,20 @@ def _client(region: str, endpoint_url: str | None, timeout_s: float, pool: int) 
     )
     # a session of its own: the default one is not safe to make clients from several threads
     return boto3.session.Session().client("bedrock-runtime", region_name=region, endpoint_url=endpoint_url, config=config)
+
+
+def _unanswered(error: Exception, timeout_s: float) -> Failure:
+    """What it means that no response came: never sent, given up waiting, or cut off (perhaps paid)."""
+    what = f"{type(error).__name__}: {error}"
+    if isinstance(error, botocore.exceptions.ReadTimeoutError):
+        return failure("timeout", f"no answer within {timeout_s:g} s", status=None)
+    if isinstance(error, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)):
+        return failure("auth", f"AWS credentials: {error}", status=None)
+    if isinstance(error, botocore.exceptions.ParamValidationError):
+        return failure("rejected", f"boto3 refused the request: {error}", status=None)
+    if isinstance(error, _NEVER_SENT):
+        return failure("connection", what, status=None)
+    return failure("bad_answer", f"the connection closed without a whole answer ({what})", status=None)
 
 
 def _parsed(response: dict[str, Any]) -> WireResponse:
