@@ -14,26 +14,9 @@ from tunemill.dedup.pairs import Pairs, Vectors
 from tunemill.dedup.plan import plan_search
 from tunemill.dedup.sketch import fit
 
-CORPUS = st.fixed_dictionaries(
-    {
-        "rows": st.integers(1, 250),
-        "dims": st.integers(2, 40),
-        "centres": st.integers(1, 12),
-        "spread": st.sampled_from([0.0, 0.02, 0.1, 0.3, 1.0]),
-        "copies": st.integers(0, 20),
-        "seed": st.integers(0, 2**16),
-    }
-)
+from .corpora import CORPUS, corpus
+
 THRESHOLD = st.sampled_from([0.2, 0.5, 0.8, 0.9, 0.95, 0.99, 0.9999, 1.0])
-
-
-def corpus(rows: int, dims: int, centres: int, spread: float, copies: int, seed: int) -> np.ndarray:
-    """Unit float32 rows in clusters, some of them copied exactly."""
-    rng = np.random.default_rng(seed)
-    middle = rng.normal(size=(centres, dims))
-    x = middle[rng.integers(0, centres, rows)] + spread * rng.normal(size=(rows, dims)) * np.linspace(1, 0.1, dims)
-    x[rng.integers(0, rows, copies)] = x[rng.integers(0, rows, copies)]
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
 def brute_force(x: np.ndarray, threshold: float) -> dict[tuple[int, int], float]:
@@ -95,7 +78,7 @@ def test_several_text_columns_all_have_to_be_close(shape: dict, threshold: float
 
 def test_the_search_does_not_depend_on_which_cells_go_together() -> None:
     """Joining the cells in parts and uniting the parts gives the pairs of one join."""
-    vectors = Vectors.of(corpus(600, 16, 20, 0.3, 10, 1))
+    vectors = Vectors.of(corpus(rows=600, dims=16, centres=20, spread=0.3, copies=10, seed=1))
     plan = plan_search(vectors, [0.9], cells=12)
     sketches = plan.sketch.of(vectors.rows)
     layout = assign(sketches, plan.centroids, 0.9)
@@ -109,14 +92,14 @@ def test_the_search_does_not_depend_on_which_cells_go_together() -> None:
 @pytest.mark.parametrize("threshold", [0.5, 0.9, 1.0])
 def test_all_rows_identical_make_every_pair(threshold: float) -> None:
     """A corpus of one repeated row yields all pairs, each with similarity 1."""
-    pairs = all_pairs(np.tile(corpus(1, 8, 1, 0.0, 0, 3), (50, 1)), threshold)
+    pairs = all_pairs(np.tile(corpus(rows=1, dims=8, centres=1, spread=0.0, copies=0, seed=3), (50, 1)), threshold)
     assert len(pairs) == 50 * 49 // 2
     assert (pairs.similarity == 1.0).all()
 
 
 def test_one_row_has_no_pairs() -> None:
     """A corpus of one row is its own survivor."""
-    assert len(all_pairs(corpus(1, 8, 1, 0.0, 0, 3), 0.5)) == 0
+    assert len(all_pairs(corpus(rows=1, dims=8, centres=1, spread=0.0, copies=0, seed=3), 0.5)) == 0
 
 
 @settings(max_examples=25, deadline=None)
@@ -131,7 +114,7 @@ def test_the_sketch_is_an_upper_bound_of_the_cosine(shape: dict, width: int) -> 
 
 def test_a_visitor_stands_in_every_cell_whose_bisector_is_near() -> None:
     """Each row has one home, and no row visits its own home."""
-    x = corpus(400, 12, 9, 0.4, 0, 5)
+    x = corpus(rows=400, dims=12, centres=9, spread=0.4, copies=0, seed=5)
     plan = plan_search(Vectors.of(x), [0.8], cells=9)
     layout: Cells = assign(plan.sketch.of(x), plan.centroids, 0.8)
     assert np.array_equal(np.sort(layout.home_rows), np.arange(400))

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from tunemill.dedup.pairs import Pairs
 
-__all__ = ["Survivors", "components", "greedy", "one_per_component", "orphans", "rank_of"]
+__all__ = ["Survivors", "components", "greedy", "greedy_mask", "one_per_component", "oriented", "orphans", "rank_of"]
 
 _ROUNDS = 50
 
@@ -41,8 +41,8 @@ def greedy(n: int, pairs: Pairs, rank: np.ndarray) -> Survivors:
 
     A dropped row's survivor is the most similar kept row of higher priority (the higher priority on ties).
     """
-    higher, lower = _oriented(pairs, rank)
-    kept = _greedy_mask(n, higher, lower, rank)
+    higher, lower = oriented(pairs, rank)
+    kept = greedy_mask(n, higher, lower, rank)
     return _with_survivors(kept, higher, lower, pairs.similarity, rank)
 
 
@@ -64,7 +64,7 @@ def one_per_component(labels: np.ndarray, pairs: Pairs, rank: np.ndarray) -> Sur
     by_rank[rank] = np.arange(n)
     leader = by_rank[best[labels]]
     kept = leader == np.arange(n)
-    higher, lower = _oriented(pairs, rank)
+    higher, lower = oriented(pairs, rank)
     found = _with_survivors(kept, higher, lower, pairs.similarity, rank)
     return Survivors(kept=kept, survivor=np.where(kept, -1, leader), similarity=found.similarity)
 
@@ -77,13 +77,14 @@ def orphans(kept: np.ndarray, pairs: Pairs) -> np.ndarray:
     return np.flatnonzero(~covered)
 
 
-def _oriented(pairs: Pairs, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def oriented(pairs: Pairs, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The end of higher priority of each pair, and the other one."""
     a_first = rank[pairs.a] < rank[pairs.b]
     return np.where(a_first, pairs.a, pairs.b), np.where(a_first, pairs.b, pairs.a)
 
 
-def _greedy_mask(n: int, higher: np.ndarray, lower: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """All rows that no undecided row stands above are decided at once; long chains are left to a plain loop."""
+def greedy_mask(n: int, higher: np.ndarray, lower: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """Kept rows, bool [n], from edges. Rows with no undecided row above them are decided at once, long chains by a plain loop."""
     dropped = np.zeros(n, dtype=bool)
     for _ in range(_ROUNDS):
         if len(higher) == 0:

@@ -1,0 +1,216 @@
+"""Hot groups: rows with so many near-duplicates that their pairs cannot be listed.
+
+Pairs between two hot rows are left out of the search and looked at here in blocks that are thrown away.
+What is kept of them is a short list of edges with which every answer at the threshold is the same as
+with all of them:
+
+* greedy: from each dropped hot row to its most similar kept hot row of higher priority;
+* groups: edges that connect whatever the left-out pairs connect;
+* orphans under ``components``: every edge from the row that a component keeps.
+
+The cost is (hot rows) x (kept hot rows) scores, and for the groups the rows that these edges leave apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from tunemill.dedup.pairs import Pairs, Vectors, unique_pairs
+from tunemill.dedup.sketch import SLACK, fit
+from tunemill.dedup.survivors import components, greedy_mask, oriented
+
+__all__ = ["find_hot", "summarise"]
+
+_SAMPLE = 4096
+_SKETCH = 64
+_ROWS = 1024
+_COLUMNS = 4096
+
+Edges = list[tuple[np.ndarray, np.ndarray]]
+
+
+def find_hot(vectors: Vectors, threshold: float, max_pairs: int, *, seed: int = 0) -> np.ndarray:
+    """Positions of the rows to treat as hot, so that about ``max_pairs`` pairs are left to list.
+
+    Degrees are estimated from a sample, and from above; a wrong guess costs time or disk, never a wrong answer.
+    """
+    n = len(vectors)
+    rows = np.sort(np.random.default_rng(seed).choice(n, min(n, _SAMPLE), replace=False))
+    rotation = fit(vectors.rows[rows], len(vectors.widths))
+    sketch = rotation.narrowed(min(_SKETCH, rotation.basis.shape[1]))
+    probes = sketch.of(vectors.rows[rows])
+    degree = np.empty(n, np.int64)
+    for start in range(0, n, _COLUMNS):
+        scores = sketch.of(vectors.rows[start : start + _COLUMNS]) @ probes.T
+        degree[start : start + _COLUMNS] = np.count_nonzero(scores >= threshold - SLACK, axis=1)
+    # Each listed pair has at least one end that is not hot: list the rows of low degree first.
+    order = np.argsort(degree, kind="stable")
+    listed = np.cumsum(np.maximum(degree[order] - 1, 0) * (n / len(rows)))
+    return np.sort(order[listed > max_pairs])
+
+
+def summarise(
+    vectors: Vectors, hot: np.ndarray, pairs: Pairs, rank: np.ndarray, threshold: float, *, fixed: np.ndarray | None = None
+) -> Pairs:
+    """``pairs`` (all but those between two hot rows) with the edges that stand for the pairs left out.
+
+    ``fixed`` bool [n] marks rows that stay whatever they are near to; pairs of two of them do not count.
+    """
+    stays = np.zeros(len(vectors), dtype=bool) if fixed is None else fixed
+    lines = hot[np.argsort(rank[hot])]
+    copies, originals = _identical(vectors, lines, stays)
+    lines = lines[~np.isin(lines, copies)]
+    block = _Block(vectors, threshold, stays)
+    edges: Edges = [(originals, copies)]
+    close = pairs.at_least(threshold)
+    kept = ~_greedy(block, lines, copies, close, rank)
+    edges += _to_survivors(block, hot, kept, rank)
+    labels = components(len(vectors), _joined(vectors, close, edges))
+    edges += _connecting(block, lines, labels)
+    labels = components(len(vectors), _joined(vectors, close, edges))
+    edges += _from_leaders(block, hot, labels, rank)
+    return _joined(vectors, pairs, edges)
+
+
+class _Block:
+    """Which of some rows are pairs with which of others; decided in float32 and, close to the threshold, in float64."""
+
+    def __init__(self, vectors: Vectors, threshold: float, stays: np.ndarray) -> None:
+        self._vectors, self._threshold, self._stays = vectors, threshold, stays
+
+    def scores(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Float32 [rows, others]: the cosine where the two are a pair, -2 elsewhere."""
+        widths, start = self._vectors.widths, 0
+        left, right = self._vectors.rows[rows], self._vectors.rows[others]
+        scores = np.full((len(rows), len(others)), 2, np.float32)
+        for width in widths:
+            np.minimum(scores, left[:, start : start + width] @ right[:, start : start + width].T, out=scores)
+            start += width
+        i, j = np.nonzero(np.abs(scores - np.float32(self._threshold)) < SLACK)
+        if len(i):
+            sure = self._vectors.similarity(rows[i], others[j]) >= self._threshold
+            scores[i, j] = np.where(sure, np.float32(self._threshold), -2)
+        scores[scores < np.float32(self._threshold)] = -2
+        scores[np.ix_(self._stays[rows], self._stays[others])] = -2
+        return scores
+
+
+def _identical(vectors: Vectors, lines: np.ndarray, stays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Copies of a free row's vector that stands earlier in ``lines``, and the rows that they copy: the copies are always dropped."""
+    first: dict[bytes, int] = {}
+    free = lines[~stays[lines]].tolist()
+    originals = np.array([first.setdefault(vectors.rows[row].tobytes(), row) for row in free], np.int64)
+    copied = originals != free
+    return np.array(free, np.int64)[copied], originals[copied]
+
+
+def _greedy(block: _Block, lines: np.ndarray, copies: np.ndarray, close: Pairs, rank: np.ndarray) -> np.ndarray:
+    """Dropped rows, bool [n]: rows in order of priority, a chunk of hot rows and all others in their range at a time."""
+    dropped = np.zeros(len(rank), dtype=bool)
+    dropped[copies] = True
+    higher, lower = oriented(close, rank)
+    order = np.argsort(rank[lower], kind="stable")
+    higher, lower = higher[order], lower[order]
+    lower_rank = rank[lower]
+    kept_hot = np.zeros(0, np.int64)
+    done = 0
+    for start in range(0, max(len(lines), 1), _ROWS):
+        chunk = lines[start : start + _ROWS]
+        end = len(lower) if start + _ROWS >= len(lines) else int(np.searchsorted(lower_rank, rank[chunk[-1]], side="right"))
+        above, below = higher[done:end], lower[done:end]
+        floor_rank = rank[lines[start - 1]] if start else -1
+        settled = rank[above] <= floor_rank
+        dropped[below[settled & ~dropped[above]]] = True
+        for part in _parts(kept_hot):
+            dropped[chunk[(block.scores(part, chunk) > -2).any(axis=0)]] = True
+        open_ = chunk[~dropped[chunk]]
+        i, j = np.nonzero(np.triu(block.scores(open_, open_) > -2, 1))
+        above = np.concatenate([above[~settled], open_[i]])
+        below = np.concatenate([below[~settled], open_[j]])
+        live = ~dropped[above] & ~dropped[below]
+        dropped |= ~greedy_mask(len(rank), above[live], below[live], rank)
+        kept_hot = np.concatenate([kept_hot, open_[~dropped[open_]]])
+        done = end
+    return dropped
+
+
+def _to_survivors(block: _Block, hot: np.ndarray, kept: np.ndarray, rank: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The edge from each dropped hot row to its most similar kept hot row of higher priority."""
+    kept_hot, dropped_hot = hot[kept[hot]], hot[~kept[hot]]
+    for rows in _parts(dropped_hot, _ROWS):
+        best, score = np.full(len(rows), -1, np.int64), np.full(len(rows), -2, np.float32)
+        for part in _parts(kept_hot):
+            scores = block.scores(rows, part)
+            scores[rank[part][None, :] > rank[rows][:, None]] = -2
+            top = scores.argmax(axis=1)
+            value = scores[np.arange(len(rows)), top]
+            better = value > score
+            best[better], score[better] = part[top[better]], value[better]
+        found = best >= 0
+        yield best[found], rows[found]
+
+
+def _connecting(block: _Block, lines: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Edges that unite components. Only rows outside the largest one have to be looked at, against all."""
+    labels = labels.copy()
+    if not len(lines):
+        return
+    names, counts = np.unique(labels[lines], return_counts=True)
+    rest = lines[labels[lines] != names[counts.argmax()]]
+    for rows in _parts(rest, _ROWS):
+        for others in _parts(lines):
+            ends = rows[labels[rows] != _largest(labels, lines)]
+            if not len(ends):
+                break
+            scores = block.scores(ends, others)
+            scores[labels[ends][:, None] == labels[others][None, :]] = -2
+            i, j = np.nonzero(scores > -2)
+            if not len(i):
+                continue
+            _, first = np.unique(labels[ends[i]] * len(labels) + labels[others[j]], return_index=True)
+            a, b = ends[i[first]], others[j[first]]
+            yield a, b
+            labels = _united(labels, a, b)
+
+
+def _largest(labels: np.ndarray, lines: np.ndarray) -> int:
+    names, counts = np.unique(labels[lines], return_counts=True)
+    return int(names[counts.argmax()])
+
+
+def _united(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    low, high = np.minimum(labels[a], labels[b]), np.maximum(labels[a], labels[b])
+    return components(len(labels), Pairs(a=low, b=high, similarity=np.ones(len(low))))[labels]
+
+
+def _from_leaders(
+    block: _Block, hot: np.ndarray, labels: np.ndarray, rank: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every edge between hot rows that starts at the row of highest priority in its component."""
+    best = np.full(len(labels), len(labels), np.int64)
+    np.minimum.at(best, labels, rank)
+    members = hot[np.argsort(labels[hot], kind="stable")]
+    starts = np.flatnonzero(np.r_[True, labels[members][1:] != labels[members][:-1]]) if len(members) else []
+    for group in np.split(members, starts[1:]):
+        leader = group[rank[group] == best[labels[group[:1]]]] if len(group) else group
+        others = group[group != leader] if len(leader) else group[:0]
+        for part in _parts(others):
+            close = part[(block.scores(leader, part) > -2)[0]]
+            yield np.repeat(leader, len(close)), close
+
+
+def _joined(vectors: Vectors, pairs: Pairs, edges: Edges) -> Pairs:
+    a = np.concatenate([edge[0] for edge in edges])
+    b = np.concatenate([edge[1] for edge in edges])
+    return unique_pairs(
+        np.concatenate([pairs.a, a]),
+        np.concatenate([pairs.b, b]),
+        np.concatenate([pairs.similarity, vectors.similarity(a, b)]),
+        len(vectors),
+    )
+
+
+def _parts(rows: np.ndarray, size: int = _COLUMNS) -> Iterator[np.ndarray]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
