@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from tunemill.config import to_plain
+from tunemill.errors import Interrupted
 from tunemill.generate.config import GenerateConfig
 from tunemill.generate.rows import PlanSource, expand, file_prompts
 from tunemill.generate.summary import summarise
@@ -14,12 +15,22 @@ from tunemill.store import Manifest
 
 __all__ = ["STAGE", "execute", "journal_url"]
 
-_KEPT = (
-    "request_id", "prompt_id", "provider", "model", "prompt", "label", "variables", "sample", "text", "finish_reason",
-    "input_tokens", "output_tokens", "cost_usd", "latency_s", "attempts", "created_at",
-)  # fmt: skip
-_DROPPED = (*_KEPT, "reason", "status", "error")
-_PENDING = "over_budget"
+_IDENTIFIERS = ("request_id", "prompt_id", "provider", "model", "prompt", "label", "variables", "sample")
+_ANSWER = ("text", "finish_reason", "input_tokens", "output_tokens", "cost_usd", "latency_s", "attempts", "created_at")
+_FAILURE = ("reason", "status", "error")
+# Calls come in small blocks, so that a slow one holds back few rows; files should not be as small.
+_FILE_ROWS = 4096
+# Reasons of rows that were not called yet (`tunemill.llm.worker.PENDING`, which loads too much to import here).
+_PENDING = ("over_budget", "quota_day", "interrupted")
+
+
+def check(config: GenerateConfig) -> None:
+    """Raise ConfigError for models that cannot work: none, a parameter that is not taken, a key that is not set."""
+    from tunemill.llm.providers import check_model
+
+    config.check_models()
+    for model in config.models:
+        check_model(model)
 
 
 def execute(context: StageContext, source: Any, config: GenerateConfig) -> Outcome:
@@ -27,16 +38,16 @@ def execute(context: StageContext, source: Any, config: GenerateConfig) -> Outco
 
     ``source`` is a `PlanSource`, or the rows of a user's file whose columns fill the template.
     """
-    from tunemill.llm.caller import call_rows
+    from tunemill.llm.caller import open_calls
+    from tunemill.resources import connect
 
-    config.check_models()
+    check(config)
+    connect()
     planned = isinstance(source, PlanSource)
     prompts = source.dataset() if planned else file_prompts(source, config)
     carried = () if planned else _carried(source)
-    rows_in = source.count() * len(config.models) * config.samples
     journal = journal_url(context, config)
-    answered = call_rows(
-        expand(prompts, config),
+    with open_calls(
         models=config.models,
         journal=journal,
         budget_usd=config.budget_usd,
@@ -45,20 +56,24 @@ def execute(context: StageContext, source: Any, config: GenerateConfig) -> Outco
         schema=None if config.response_schema is None else to_plain(config.response_schema),
         job=context.store.folder.url,
         progress=context.progress,
-    )
-    outcome = commit_rows(
-        context,
-        answered.sort("order"),
-        rows_in=rows_in,
-        kept_columns=(*_KEPT, *carried),
-        dropped_columns=(*_DROPPED, *carried),
-        dropped_only=("status", "error", "order", "system"),
-    )
+    ) as calls:
+        outcome = commit_rows(
+            context,
+            calls.rows(expand(prompts, config)).repartition(target_num_rows_per_block=_FILE_ROWS),
+            rows_in=source.count() * len(config.models) * config.samples,
+            kept_columns=(*_IDENTIFIERS, *_ANSWER, *carried),
+            dropped_columns=(*_IDENTIFIERS, *_ANSWER, *_FAILURE, *carried),
+        )
+        repeated = [_may_be_paid(call) for call in calls.before.maybe_paid]
+    if outcome.rows_dropped.get("interrupted"):
+        raise Interrupted(
+            f"generate: stopped with {outcome.rows_kept:,} answers in {journal}; the same command goes on and pays only the rest"
+        )
     details = {
         "models": summarise(context.store.folder, outcome, [model.name for model in config.models]),
         "plan": {"prompts": source.count(), "samples": config.samples, "models": len(config.models), **source.describe},
         "budget_usd": config.budget_usd,
-        "maybe_paid_twice": maybe_paid_twice(journal),
+        "maybe_paid_twice": repeated,
         "journal": journal,
     }
     return dataclasses.replace(outcome, details=details)
@@ -69,33 +84,36 @@ def journal_url(context: StageContext, config: GenerateConfig) -> str:
     return config.journal or context.store.folder.join("journal").url
 
 
-def maybe_paid_twice(journal: str) -> list[dict[str, Any]]:
-    """Calls that were in flight when an earlier attempt was killed and were then made again."""
-    return []
+def _may_be_paid(call: Any) -> dict[str, Any]:
+    """A call that was in flight when an earlier attempt ended; it was made again."""
+    return {"request_id": call.key, "model": call.model, "attempt": call.attempt, "usd": call.usd, "at": call.at}
 
 
 def _carried(source: Any) -> tuple[str, ...]:
     """The user's own columns that go along; ``id`` does so as ``source_id``, since one row gives many answers."""
-    return ("source_id", *(name for name in source.columns() if name not in {*_DROPPED, "id", "order", "repeat", "system"}))
+    own = {*_IDENTIFIERS, *_ANSWER, *_FAILURE, "id", "order", "repeat", "system", "source_id"}
+    return ("source_id", *(name for name in source.columns() if name not in own))
 
 
 def _grows(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """More rows, more samples or further models; everything else as it was."""
     same = {key: value for key, value in old.items() if key not in ("rows", "samples", "models")}
-    if any(new.get(key) != value for key, value in same.items()) or new.keys() != old.keys():
+    if new.keys() != old.keys() or any(new[key] != value for key, value in same.items()):
         return False
     more = all(new[key] >= old[key] for key in ("rows", "samples"))
     return more and all(model in new["models"] for model in old["models"])
 
 
 def _unfinished(manifest: Manifest, config: GenerateConfig) -> bool:
-    """Rows are pending and the cap allows more, or failed rows are to be tried again."""
-    if config.replay_failed and any(reason != _PENDING for reason in manifest.rows_dropped):
+    """Rows wait for a new day or a higher cap, or failed rows are to be tried again."""
+    dropped = manifest.rows_dropped
+    if config.replay_failed and any(reason not in _PENDING for reason in dropped):
         return True
-    if not manifest.rows_dropped.get(_PENDING):
-        return False
+    if any(dropped.get(reason) for reason in _PENDING if reason != "over_budget"):
+        return True
     before = manifest.details.get("budget_usd")
-    return config.budget_usd is None or before is None or config.budget_usd > before
+    raised = config.budget_usd is None or (before is not None and config.budget_usd > before)
+    return bool(dropped.get("over_budget")) and raised
 
 
-STAGE = Stage(name="generate", config_type=GenerateConfig, execute=execute, grows=_grows, unfinished=_unfinished)
+STAGE = Stage(name="generate", config_type=GenerateConfig, execute=execute, grows=_grows, unfinished=_unfinished, check=check)

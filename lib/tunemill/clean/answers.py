@@ -1,0 +1,108 @@
+"""Answers as segments: what is split, which answers are fitted on, and what each answer becomes. No Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tunemill.clean.keywords import Patterns
+from tunemill.clean.padding_clusters import Clusters, choose
+from tunemill.clean.segments import split_segments, trimmed
+
+__all__ = ["Places", "Splitter", "decide", "is_sampled", "segment_table"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Splitter:
+    """Answers to segments, lead-ins that hit a pattern apart. Picklable."""
+
+    patterns: tuple[str, ...]
+
+    def open(self) -> Callable[[str | None], list[str]]:
+        """A function from an answer to its segments."""
+        compiled = Patterns(self.patterns)
+
+        def split(text: str | None) -> list[str]:
+            return [part for segment in split_segments(text or "") for part in compiled.cut_lead_in(segment)]
+
+        return split
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where known segments lie: sorted texts [n], their cluster [n] and distance to the target's centre [n]."""
+
+    texts: tuple[str, ...]
+    labels: np.ndarray
+    distances: np.ndarray
+
+    def index(self) -> dict[str, int]:
+        """Place of each text."""
+        return {text: i for i, text in enumerate(self.texts)}
+
+
+def is_sampled(identity: str, share: float, seed: int) -> bool:
+    """Whether an answer is among the fitted ones: decided by its id alone."""
+    digest = hashlib.blake2b(f"{seed}:{identity}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def segment_table(ids: Sequence[str], texts: Sequence[str | None], splitter: Splitter, *, share: float, seed: int) -> pa.Table:
+    """The segments of the sampled answers: ``id, segment`` (place in the answer), ``text``."""
+    split = splitter.open()
+    rows = [
+        (identity, i, segment)
+        for identity, text in zip(ids, texts, strict=True)
+        if is_sampled(identity, share, seed)
+        for i, segment in enumerate(split(text))
+    ]
+    columns = zip(*rows, strict=True) if rows else ([], [], [])
+    kinds = (("id", pa.string()), ("segment", pa.int64()), ("text", pa.string()))
+    return pa.table({name: pa.array(list(values), kind) for (name, kind), values in zip(kinds, columns, strict=True)})
+
+
+def decide(
+    text: str | None,
+    segments: Sequence[str],
+    place: Callable[[str], tuple[int, float]],
+    patterns: Patterns,
+    clusters: Clusters,
+) -> tuple[str, int | None, str | None]:
+    """What an answer becomes: its text, which segment that is, and why it is dropped (None when kept).
+
+    One segment passes untouched; a dropped answer keeps its own text.
+    """
+    if not segments:
+        return text or "", None, "empty"
+    if len(segments) == 1:
+        return text or "", 0, None
+    labels, distances = zip(*(place(segment) for segment in segments), strict=True)
+    choice = choose(labels, distances, [patterns.hit(segment) for segment in segments], clusters)
+    if choice.index is None:
+        return text or "", None, choice.reason
+    return trimmed(segments[choice.index]), choice.index, None
+
+
+def shown(
+    clusters: Clusters, points: np.ndarray, texts: Sequence[str], answers: np.ndarray, labels: np.ndarray
+) -> list[dict[str, Any]]:
+    """For the report: size, answers covered and the most central different texts of each cluster."""
+    summary = []
+    for c in range(len(clusters.centres)):
+        members = np.flatnonzero(labels == c)
+        near = members[np.argsort(np.linalg.norm(points[members] - clusters.centres[c], axis=1), kind="stable")]
+        summary.append(
+            {
+                "cluster": c,
+                "size": len(members),
+                "answers": len(np.unique(answers[members])),
+                "target": clusters.target is None or c == clusters.target,
+                "samples": list(dict.fromkeys(texts[i] for i in near[:50]))[:5],
+            }
+        )
+    return summary
