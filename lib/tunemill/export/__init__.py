@@ -1,0 +1,1 @@
+"""A run's rows as a Hugging Face DatasetDict with its card."""
