@@ -28,7 +28,9 @@ def collate(rows: TokenRows, numbers: Sequence[int], layout: Layout) -> dict[str
     trained, ``loss_targets`` [K] are those tokens and ``loss_weights`` [K] their weights. Without rows it is
     one token of no weight, so that every worker makes the same number of passes.
     """
-    taken = [rows.row(number) for number in numbers] or [(np.zeros(1, np.int32), np.zeros(1, np.float32))]
+    # Rows of like length side by side: attention takes them together.
+    ordered = sorted(numbers, key=lambda number: int(rows.lengths[number])) if layout == "packed" else numbers
+    taken = [rows.row(number) for number in ordered] or [(np.zeros(1, np.int32), np.zeros(1, np.float32))]
     sizes = [len(ids) for ids, _ in taken]
     width = 0 if layout == "packed" else max(sizes)
     positions, targets, weights = [], [], []

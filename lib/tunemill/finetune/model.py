@@ -62,6 +62,7 @@ def load_base(path: str, revision: str | None, dtype: torch.dtype) -> Any:
 def wrap_lora(model: Any, lora: LoraConfig) -> Any:
     """The model with a fresh fp32 adapter; ConfigError when a target names no layer."""
     import peft
+    from peft.tuners.lora import LoraLayer
 
     names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     unknown = sorted(set(lora.targets) - names)
@@ -82,7 +83,12 @@ def wrap_lora(model: Any, lora: LoraConfig) -> Any:
         task_type="CAUSAL_LM",
         bias="none",
     )
-    return peft.get_peft_model(model, settings, autocast_adapter_dtype=True)
+    wrapped = peft.get_peft_model(model, settings, autocast_adapter_dtype=True)
+    for module in wrapped.modules():
+        if isinstance(module, LoraLayer):
+            # Autocast brings weights and inputs together; peft would copy every input to fp32 first.
+            module.cast_input_dtype_enabled = False
+    return wrapped
 
 
 def prepare(config: FinetuneConfig, path: str, device: torch.device, *, seed: int, micro_tokens: int) -> Prepared:

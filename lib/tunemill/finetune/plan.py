@@ -16,6 +16,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from tunemill.chat.packing import pack
+
 __all__ = ["StepPlan", "epoch_order", "share_out", "split_pieces"]
 
 Layout = Literal["packed", "bucketed", "padded"]
@@ -95,7 +97,7 @@ def split_pieces(
 
 def _packed(rows: Sequence[int], lengths: npt.NDArray[np.int64], accumulation: int, micro_tokens: int) -> list[list[int]]:
     sizes = [int(lengths[r]) for r in rows]
-    bins = _best_fit([min(size, micro_tokens) for size in sizes], micro_tokens)
+    bins = pack([min(size, micro_tokens) for size in sizes], micro_tokens)
     if len(bins) < min(accumulation, len(rows)):
         return [share for share in share_out(rows, lengths, min(accumulation, len(rows))) if share]
     return [[rows[i] for i in bin_] for bin_ in bins]
@@ -128,18 +130,3 @@ def _bucketed(rows: list[int], sizes: list[int], micro_tokens: int, wanted: int)
         pieces.append(rows[cut[end] : end])
         end = cut[end]
     return pieces[::-1]
-
-
-def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Best-fit-decreasing bin packing of sizes of at most ``capacity``: the indices of each bin."""
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        fitting = [b for b, left in enumerate(room) if left >= sizes[index]]
-        chosen = min(fitting, key=lambda b: (room[b], b), default=len(bins))
-        if chosen == len(bins):
-            bins.append([])
-            room.append(capacity)
-        bins[chosen].append(index)
-        room[chosen] -= sizes[index]
-    return bins
