@@ -59,7 +59,7 @@ def execute(context: StageContext, source: Any, config: GenerateConfig) -> Outco
     ) as calls:
         outcome = commit_rows(
             context,
-            calls.rows(expand(prompts, config)).repartition(target_num_rows_per_block=_FILE_ROWS),
+            calls.rows(expand(prompts, config)).repartition(target_num_rows_per_block=_FILE_ROWS, strict=True),
             rows_in=source.count() * len(config.models) * config.samples,
             kept_columns=(*_IDENTIFIERS, *_ANSWER, *carried),
             dropped_columns=(*_IDENTIFIERS, *_ANSWER, *_FAILURE, *carried),
