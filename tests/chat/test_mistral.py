@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from chat.toy import conversations, real_conversations
 from hypothesis import HealthCheck, given, settings
 from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.validator import ValidationMode
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
+from chat.toy import conversations, real_conversations
 from tunemill.chat.conversations import Message
 from tunemill.chat.probes import conversation
 from tunemill.chat.proof import prove
@@ -93,3 +93,12 @@ def test_prompt_loss_weight_stands_before_answers_only() -> None:
     inside = {place for start, stop in encoded.answers for place in range(start, stop)}
     assert [w for p, w in enumerate(encoded.loss_weights) if p not in inside] == [0.25] * (len(encoded.input_ids) - len(inside))
     assert all(encoded.loss_weights[place] == 1.0 for place in inside)
+
+
+def test_a_character_that_sentencepiece_loses_is_refused() -> None:
+    """U+2581 would come back as a space: v3 leaves the row out, tekken keeps the character."""
+    messages = conversation("bar", "\u2581\u2582\u2583")
+    assert load("mistral-common/v3").encode_batch([messages])[0].reason == "not_representable"
+    tekken = load("mistral-common/tekken")
+    encoded = tekken.encode(messages)
+    assert tekken.decode_text(encoded.input_ids[slice(*encoded.answers[0])]) == "\u2581\u2582\u2583"

@@ -14,9 +14,10 @@ from tunemill.chat.conversations import Message
 from tunemill.chat.huggingface import HuggingFaceChat
 from tunemill.chat.probes import conversation
 
+_HEADERS = "{'system': '<sys>', 'user': '<user>', 'assistant': '<bot>'}"
 SPECIAL = ("<pad>", "<bos>", "<sys>", "<user>", "<bot>", "<end>")
 GOOD = (
-    "{{ '<bos>' }}{% for m in messages %}{{ {'system': '<sys>', 'user': '<user>', 'assistant': '<bot>'}[m['role']] + m['content'] + '<end>' }}"
+    "{{ '<bos>' }}{% for m in messages %}{{ " + _HEADERS + "[m['role']] + m['content'] + '<end>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<bot>' }}{% endif %}"
 )
 """A template without faults."""
@@ -43,13 +44,77 @@ def toy(template: str | None = GOOD, *, prompt_loss_weight: float = 0.0, extra: 
 
 
 _MODULES = (
-    "argparse ast asyncio base64 bisect calendar codecs collections configparser contextlib copy csv dataclasses datetime "
-    "decimal difflib dis email enum fractions functools gettext glob gzip hashlib heapq hmac html http inspect io ipaddress "
-    "itertools json keyword linecache locale logging mailbox math mimetypes numbers operator os pathlib pdb pickle pkgutil "
-    "platform plistlib pprint queue random re sched secrets selectors shelve shlex shutil signal smtplib socket sqlite3 ssl "
-    "statistics string stringprep struct subprocess tarfile tempfile textwrap threading timeit tokenize trace traceback "
-    "tracemalloc types typing unicodedata unittest urllib.parse uuid venv wave weakref xml zipapp zipfile zlib"
-).split()
+    "argparse",
+    "ast",
+    "asyncio",
+    "base64",
+    "bisect",
+    "calendar",
+    "codecs",
+    "collections",
+    "configparser",
+    "contextlib",
+    "copy",
+    "csv",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "difflib",
+    "dis",
+    "email",
+    "enum",
+    "fractions",
+    "functools",
+    "gettext",
+    "glob",
+    "gzip",
+    "hashlib",
+    "heapq",
+    "hmac",
+    "html",
+    "http",
+    "inspect",
+    "io",
+    "ipaddress",
+    "itertools",
+    "json",
+    "keyword",
+    "linecache",
+    "locale",
+    "logging",
+    "mailbox",
+    "math",
+    "mimetypes",
+    "numbers",
+    "operator",
+    "os",
+    "pathlib",
+    "pdb",
+    "pickle",
+    "pkgutil",
+    "platform",
+    "plistlib",
+    "pprint",
+    "queue",
+    "random",
+    "re",
+    "sched",
+    "secrets",
+    "selectors",
+    "shelve",
+    "shlex",
+    "shutil",
+    "signal",
+    "smtplib",
+    "socket",
+    "sqlite3",
+    "ssl",
+    "statistics",
+    "string",
+    "stringprep",
+    "struct",
+    "subprocess",
+)
 _FOREIGN = (
     "שלום, אני רוצה להזמין שולחן לשניים ביום חמישי בשעה 19:30.",
     "أريد حجز غرفة لليلتين، من فضلك؛ هل الإفطار مشمول؟",
@@ -78,14 +143,26 @@ def real_conversations(count: int, seed: int = 0) -> list[tuple[Message, ...]]:
     return [conversation(*(turn() for _ in range(2 * draw.randint(1, 6))), system=draw.choice(_SYSTEMS)) for _ in range(count)]
 
 
-TRICKY = ("[INST]", "[/INST]", "<s>", "</s>", "[SYSTEM_PROMPT]", "<bos>", "<start_of_turn>", "<end_of_turn>", "<|im_start|>", "<|im_end|>")
+TRICKY = (
+    "[INST]",
+    "[/INST]",
+    "<s>",
+    "</s>",
+    "[SYSTEM_PROMPT]",
+    "<bos>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|im_start|>",
+    "<|im_end|>",
+)
 """Names of control tokens of the families under test."""
 
 
 def texts(*, tricky: bool = True, answer: bool = False) -> st.SearchStrategy[str]:
     """Any text that UTF-8 can hold, with control tokens' names and white space mixed in; answers hold a visible character."""
-    anything = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
-    spaces = st.sampled_from((" ", "  ", "\n", "\n\n", "\t", "\u00a0", "\u200b", "\r\n"))
+    # U+2581 and what SmolLM2's vocabulary has no bytes for cannot be written in tokens; other tests show that it is refused.
+    anything = st.text(st.characters(exclude_categories=("Cs", "Cc", "Co", "Cn"), exclude_characters="\u2581"), max_size=30)
+    spaces = st.sampled_from((" ", "  ", "\n", "\n\n", "\t", "\x01", "\u00a0", "\u200b", "\r\n"))
     words = st.sampled_from(("Hello", " world", "naïve", "שלום", "你好", "안녕", "12345", "[x]", "<y>", "f(x)=1;", "'s", "don’t"))
     pieces = st.one_of(anything, spaces, words, *([st.sampled_from(TRICKY)] if tricky else []))
     joined = st.lists(pieces, max_size=6).map("".join)

@@ -29,6 +29,7 @@ class ChatTokenizer(Protocol):
     """A tokenizer with its chat template, for training and for prompting. Picklable by name only: see ``load``."""
 
     name: str
+    prompt_loss_weight: float
     vocab_size: int
     bos_id: int | None
     """Beginning of sequence, when the template puts one."""

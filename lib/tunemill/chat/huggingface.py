@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,12 +45,14 @@ class HuggingFaceChat:
 
     def __init__(self, name: str, tokenizer: Any, *, prompt_loss_weight: float = 0.0) -> None:
         self.name = name
-        self._prompt_weight = prompt_loss_weight
+        self.prompt_loss_weight = prompt_loss_weight
         self._tokenizer = tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise TemplateError(f"tokenizer {name!r}: has no tokenizer.json, so its ids cannot be shown to be right")
         self._backend = backend
+        # The only normalisation of chat models' tokenizers that changes a text as it is decoded.
+        self._composes = "NFC(" in repr(backend.normalizer)
         backend.no_truncation()
         backend.no_padding()
         added = backend.get_added_tokens_decoder()
@@ -85,13 +88,19 @@ class HuggingFaceChat:
         """Encode conversations that end with an answer.
 
         Reasons: ``template_changes_text`` (the genuine template renders something else),
-        ``template_differs`` (tokenised as a whole it gives other ids), ``unclear_boundary``.
+        ``template_differs`` (tokenised as a whole it gives other ids), ``unclear_boundary`` (prompt and
+        answer share a token), ``not_representable`` (a character is lost: some vocabularies lack bytes).
         """
         plans = [self._plan(messages) for messages in conversations]
         runs = iter(self._plain([run for plan in plans for run in plan.runs()]))
         laid = [[next(runs) for _ in plan.runs()] for plan in plans]
         whole = self._whole([plan.text for plan in plans])
-        return [self._check(plan, ids, reference) for plan, ids, reference in zip(plans, laid, whole, strict=True)]
+        encoded = [self._check(plan, ids, reference) for plan, ids, reference in zip(plans, laid, whole, strict=True)]
+        decoded = self._backend.decode_batch([item.input_ids for item in encoded], skip_special_tokens=False)
+        return [
+            refused("not_representable") if item.reason is None and text != self._normal(plan.text) else item
+            for item, text, plan in zip(encoded, decoded, plans, strict=True)
+        ]
 
     def encode(self, messages: Sequence[Message]) -> Encoded:
         """Encode one conversation; TemplateError when it cannot be encoded with certainty."""
@@ -164,7 +173,7 @@ class HuggingFaceChat:
                         answers.append((start, len(ids)))
                     start = len(ids) if start is None else None
                 ids += tokens
-                weights += [{"answer": 1.0, "tail": 0.0}.get(kind, self._prompt_weight)] * len(tokens)
+                weights += [{"answer": 1.0, "tail": 0.0}.get(kind, self.prompt_loss_weight)] * len(tokens)
         if start is not None:
             answers.append((start, len(ids)))
         return Encoded(input_ids=ids, loss_weights=weights, answers=tuple(answers))
@@ -202,8 +211,11 @@ class HuggingFaceChat:
         return str(self._backend.decode(list(ids), skip_special_tokens=True))
 
     def stripped(self, role: str, text: str) -> str:
-        """``text`` as the template puts it."""
-        return self.family.stripped(role, text)
+        """``text`` as the template puts it and the tokenizer normalises it."""
+        return self._normal(self.family.stripped(role, text))
+
+    def _normal(self, text: str) -> str:
+        return unicodedata.normalize("NFC", text) if self._composes else text
 
     def is_control(self, token: int) -> bool:
         """True for control tokens."""

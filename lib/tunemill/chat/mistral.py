@@ -19,12 +19,14 @@ from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy, SpecialTok
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from tunemill.chat.conversations import Message
-from tunemill.chat.encoded import Encoded
+from tunemill.chat.encoded import Encoded, refused
 from tunemill.errors import TemplateError
 
 __all__ = ["MistralChat"]
 
 _BLANK_LINE = "\n\n"
+_SPACE_MARK = "\u2581"
+"""How SentencePiece writes a space; in a text it is the one character that does not survive (tekken keeps it)."""
 _MESSAGE_TYPES = {"system": SystemMessage, "user": UserMessage, "assistant": AssistantMessage}
 
 
@@ -37,9 +39,10 @@ class MistralChat:
     def __init__(self, name: str, file: Path, *, prompt_loss_weight: float = 0.0) -> None:
         self.name = name
         self.file = file
-        self._prompt_weight = prompt_loss_weight
+        self.prompt_loss_weight = prompt_loss_weight
         self._reference = MistralTokenizer.from_file(str(file), mode=ValidationMode.finetuning)
         self._raw = self._reference.instruct_tokenizer.tokenizer
+        self._is_sentencepiece = file.suffix != ".json"
         self.version = int(self._raw.version.value.removeprefix("v"))
         self.vocab_size = int(self._raw.n_words)
         self.bos_id: int | None = int(self._raw.bos_id)
@@ -55,13 +58,21 @@ class MistralChat:
             self._end_system = self._raw.get_special_token(SpecialTokens.end_system.value)
 
     def encode_batch(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded]:
-        """Encode conversations that end with an answer."""
-        return [self.encode(messages) for messages in conversations]
+        """Encode conversations that end with an answer; the only reason is ``not_representable``."""
+        return [self._encoded(messages) for messages in conversations]
 
     def encode(self, messages: Sequence[Message]) -> Encoded:
-        """Encode one conversation that ends with an answer."""
+        """Encode one conversation that ends with an answer; TemplateError when a character would be lost."""
+        encoded = self._encoded(messages)
+        if encoded.reason is not None:
+            raise TemplateError(f"tokenizer {self.name!r}: a text holds {_SPACE_MARK!r}, which SentencePiece reads as a space")
+        return encoded
+
+    def _encoded(self, messages: Sequence[Message]) -> Encoded:
+        if self._is_sentencepiece and any(_SPACE_MARK in message["content"] for message in messages):
+            return refused("not_representable")
         ids, answers = self._lay(messages)
-        weights = [self._prompt_weight] * len(ids)
+        weights = [self.prompt_loss_weight] * len(ids)
         for start, stop in answers:
             weights[start:stop] = [1.0] * (stop - start)
         return Encoded(input_ids=ids, loss_weights=weights, answers=tuple(answers))

@@ -135,7 +135,7 @@ def _mask_exact(tokenizer: ChatTokenizer, case: _Case) -> str | None:
     if any(encoded.loss_weights[place] != 1.0 for place in inside):
         return "a token of an answer is not trained"
     outside = {weight for place, weight in enumerate(encoded.loss_weights) if place not in inside}
-    if len(outside - {0.0}) > 1:
+    if not outside <= {0.0, tokenizer.prompt_loss_weight}:
         return f"tokens outside the answers have weights {sorted(outside)}"
     start = encoded.answers[-1][0]
     if tokenizer.encode_prompt(case.messages[:-1]) != encoded.input_ids[:start]:
