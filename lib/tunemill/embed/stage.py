@@ -8,11 +8,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tunemill.embed.api import PENDING, check_api, embed_by_api
 from tunemill.embed.config import EmbedConfig
+from tunemill.embed.models import find
 from tunemill.embed.workers import Pool, Tally, Task, VectorColumn, pool_for
 from tunemill.errors import DataError
 from tunemill.resources import cluster_resources, connect
 from tunemill.stage import Outcome, Source, Stage, StageContext, commit_rows
+from tunemill.store import Manifest
 from tunemill.tables import nearest_column
 
 __all__ = ["STAGE", "add_embeddings"]
@@ -43,6 +46,9 @@ def execute(context: StageContext, source: Source, config: EmbedConfig) -> Outco
         raise DataError(f"embed.text_column: no column {config.text_column!r}{nearest_column(config.text_column, columns)}")
     connect()
     rows = source.count()
+    carried = [name for name in columns if name not in ("embedding", "reason", "error")]
+    if config.provider != "local":
+        return embed_by_api(context, source.dataset(), config, rows=rows, columns=carried)
     cpus, gpus = cluster_resources()
     pool = pool_for(config, cpus=cpus, gpus=gpus, rows=rows)
     dataset = source.dataset()
@@ -54,8 +60,8 @@ def execute(context: StageContext, source: Source, config: EmbedConfig) -> Outco
         context,
         embedded.map_batches(_Reasons(config.text_column), batch_size=None, batch_format="pyarrow"),
         rows_in=rows,
-        kept_columns=[*(name for name in columns if name not in ("embedding", "reason")), "embedding"],
-        dropped_columns=[*(name for name in columns if name not in ("embedding", "reason")), "reason"],
+        kept_columns=[*carried, "embedding"],
+        dropped_columns=[*carried, "reason"],
         details=lambda: _details(ray.get(tally.total.remote()), config, pool),
     )
 
@@ -107,4 +113,17 @@ def _details(total: dict[str, Any], config: EmbedConfig, pool: Pool) -> dict[str
     }
 
 
-STAGE = Stage(name="embed", config_type=EmbedConfig, execute=execute)
+def check(config: EmbedConfig) -> None:
+    """Raise ConfigError, before anything runs, for a model that is not there or an API that cannot be called."""
+    if config.provider == "local":
+        find(config)
+    else:
+        check_api(config)
+
+
+def _unfinished(manifest: Manifest, config: EmbedConfig) -> bool:
+    """Rows wait for a higher cap, a new day, or the end of an interruption."""
+    return any(manifest.rows_dropped.get(reason) for reason in PENDING)
+
+
+STAGE = Stage(name="embed", config_type=EmbedConfig, execute=execute, unfinished=_unfinished, check=check)

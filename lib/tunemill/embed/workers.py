@@ -15,7 +15,7 @@ from tunemill.embed.config import EmbedConfig
 from tunemill.errors import DataError
 from tunemill.tables import nearest_column
 
-__all__ = ["Pool", "Tally", "Task", "VectorColumn", "pool_for", "vector_array"]
+__all__ = ["Pool", "Tally", "Task", "VectorColumn", "pool_for", "texts_of", "vector_array"]
 
 _ROWS_PER_CALL = {"cpu": (256, 4096), "cuda": (4096, 32768)}
 _ROWS_WORTH_A_WORKER = 1000
@@ -102,7 +102,7 @@ class VectorColumn:
     def __call__(self, table: pa.Table) -> pa.Table:
         if not len(table):
             return table
-        texts = _texts(table, self._task.text_column)
+        texts = texts_of(table, self._task.text_column)
         full = [row for row, text in enumerate(texts) if text.strip()]
         embedder = self._ready()
         before = embedder.computed
@@ -142,7 +142,8 @@ def vector_array(vectors: np.ndarray, output: str) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1], mask=mask)
 
 
-def _texts(table: pa.Table, column: str) -> list[str]:
+def texts_of(table: pa.Table, column: str) -> list[str]:
+    """A text column as strings, null as empty; DataError when it is not there or holds something else."""
     if column not in table.column_names:
         raise DataError(f"embed: no column {column!r}{nearest_column(column, table.column_names)}")
     kind = table.schema.field(column).type
