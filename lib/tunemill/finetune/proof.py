@@ -35,18 +35,18 @@ def prove_packing(model: Any, rows: TokenRows, dtype: torch.dtype) -> dict[str, 
         return {"asked": True, "passed": True, "rows": len(chosen), "detail": "fewer than two short rows: nothing to pack"}
     training = model.training
     model.eval()
-    packed = collate(rows, chosen, "packed")
+    packed: dict[str, Any] = collate(rows, chosen, "packed")
     together = _logits(model, packed, dtype)
-    starts = packed["row_starts"].tolist()  # type: ignore[union-attr]
+    starts = packed["row_starts"].tolist()
     spans = list(pairwise(starts))
     alone_error = 0.0
     for number, (a, b) in zip(chosen, spans, strict=True):
         alone = _logits(model, collate(rows, [number], "padded"), dtype)
         alone_error = max(alone_error, float((together[a:b] - alone).abs().mean() / alone.std().clamp(min=1e-9)))
     first, last = spans[0][0], spans[0][1]
-    changed = {**packed, "input_ids": packed["input_ids"].clone()}  # type: ignore[union-attr]
-    changed["input_ids"][0, first:last] = changed["input_ids"][0, first:last].flip(0).roll(1) + 1  # type: ignore[index]
-    changed["input_ids"] %= model.config.get_text_config().vocab_size  # type: ignore[operator]
+    changed = {**packed, "input_ids": packed["input_ids"].clone()}
+    changed["input_ids"][0, first:last] = changed["input_ids"][0, first:last].flip(0).roll(1) + 1
+    changed["input_ids"] %= model.config.get_text_config().vocab_size
     after = _logits(model, changed, dtype)
     neighbour_error = float((after[last:] - together[last:]).abs().max())
     model.train(training)

@@ -48,7 +48,9 @@ class TokenRows:
     @classmethod
     def of(cls, tables: Sequence[pa.Table]) -> TokenRows:
         """Rows of tables with ``id, input_ids, loss_weights``; DataError when a row's lists differ in length or are empty."""
-        blocks, ids, places, lengths, sums = [], [], [], [], []
+        blocks: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int64]]] = []
+        ids: list[str] = []
+        places, lengths, sums = [], [], []
         for table in tables:
             for batch in table.to_batches():
                 if not batch.num_rows:
@@ -59,7 +61,7 @@ class TokenRows:
                     bad = batch.column("id")[int(np.argmin(size))].as_py()
                     raise DataError(f"row {bad!r}: input_ids is empty; run the template stage again, it drops such rows")
                 places.append(np.stack([np.full(batch.num_rows, len(blocks)), np.arange(batch.num_rows)], axis=1))
-                sums.append(np.add.reduceat(weights, starts[:-1], dtype=np.float64) - weights[starts[:-1]])
+                sums.append(np.add.reduceat(weights, starts[:-1], dtype=np.float64) - weights[starts[:-1]].astype(np.float64))
                 lengths.append(size)
                 ids += batch.column("id").to_pylist()
                 blocks.append((tokens, weights, starts))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tunemill.errors import RunFailed
 from tunemill.finetune.adapter import ADAPTER_FILE, adapter_state, load_adapter_state, write_adapter
@@ -100,6 +100,9 @@ class WeightedTrainer(Trainer):
         self.feed, self.validation, self.standing, self.hooks = feed, validation, standing, hooks
         self.meter, self.base_model = meter, base_model
         super().__init__(model=model, args=args, train_dataset=feed.rows, callbacks=[_Rhythm(cadence, standing, hooks)])
+        self.remove_callback(PrinterCallback)
+
+    control: TrainerControl
 
     def get_train_dataloader(self) -> Any:
         """The feed itself: it is already cut for this worker."""
@@ -200,7 +203,7 @@ class WeightedTrainer(Trainer):
         load_adapter_state(self.model, load_file(os.path.join(resume_from_checkpoint, ADAPTER_FILE)))
 
 
-class _Rhythm(TrainerCallback):  # type: ignore[misc]
+class _Rhythm(TrainerCallback):
     """Says after each step whether to log, evaluate, save or stop."""
 
     def __init__(self, cadence: Cadence, standing: Standing, hooks: Hooks) -> None:

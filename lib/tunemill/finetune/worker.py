@@ -181,7 +181,7 @@ def _deepspeed(stage: Literal["zero2", "zero3"], dtype: torch.dtype) -> dict[str
 
 def _settle_layout(config: FinetuneConfig, model: Any, rows: TokenRows, dtype: torch.dtype) -> tuple[Layout, dict[str, Any]]:
     """``packed`` only when it is proven on this model and kernel; ``auto`` falls back to ``bucketed``."""
-    if config.packing not in ("auto", "packed"):
+    if config.packing in ("bucketed", "padded"):
         return config.packing, {"asked": False}
     proof = prove_packing(model, rows, dtype)
     if proof["passed"]:
