@@ -12,37 +12,17 @@ from mock_provider.formats.base import tokens_in
 
 __all__ = ["cut_to", "fitting", "vector", "words"]
 
-_WORDS = [
-    "the",
-    "a",
-    "mill",
-    "turns",
-    "slowly",
-    "under",
-    "bright",
-    "quiet",
-    "water",
-    "and",
-    "grain",
-    "falls",
-    "into",
-    "warm",
-    "stone",
-    "hands",
-    "while",
-    "morning",
-    "light",
-    "comes",
-]
+_STORY = (
+    "the mill turns slowly under bright quiet water and grain falls into warm stone hands while morning light comes over "
+    "a long low hill where nobody has ever counted how many sacks were carried down before the bread was cold again "
+)
 
 
 def words(body_hash: str, tokens: int) -> str:
-    """About ``tokens`` tokens of text that differs from body to body."""
-    chance = random.Random(body_hash)
-    text = f"{body_hash[:6]}"
-    while tokens_in(text) < tokens:
-        text += " " + chance.choice(_WORDS)
-    return text
+    """``tokens`` tokens of text that differs from body to body."""
+    start = int(body_hash[:4], 16) % len(_STORY)
+    story = _STORY[start:] + _STORY * (tokens * 4 // len(_STORY) + 1)
+    return f"{body_hash[:8]} {story}"[: max(1, tokens * 4 - 1)].strip()
 
 
 def cut_to(text: str, tokens: int) -> tuple[str, str]:

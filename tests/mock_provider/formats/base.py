@@ -24,10 +24,10 @@ class Call:
     schema: Mapping[str, Any] | None = None
     reserves_output: bool = False
     counts_output: bool = True
+    input_tokens: int = dataclasses.field(init=False)
 
-    @property
-    def input_tokens(self) -> int:
-        return sum(tokens_in(text) for text in self.texts)
+    def __post_init__(self) -> None:
+        self.input_tokens = sum(tokens_in(text) for text in self.texts)
 
 
 @dataclasses.dataclass(kw_only=True)
