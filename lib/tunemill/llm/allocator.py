@@ -20,6 +20,7 @@ __all__ = ["Allocator", "Ask", "Grant", "Report", "Terms", "fair_split"]
 
 HORIZON_S = 0.2
 """Permits are dealt at most this long before they are due."""
+ARREARS_S = 1.0
 CALLER_EXPIRES_S = 6.0
 PARK_S = 3600.0
 _State = Literal["open", "parked", "dead", "unknown"]
@@ -148,6 +149,11 @@ class Allocator:
             self.terms.pop(gone.job, None)
             self._apply_terms(now)
 
+    def end_job(self, job: str, now: float) -> None:
+        """Forget all callers of a job."""
+        for caller in [name for name, state in self._callers.items() if state.job == job]:
+            self.leave(caller, now)
+
     def expire(self, now: float) -> None:
         """Forget the callers that have been silent for too long."""
         for caller in [name for name, state in self._callers.items() if now - state.seen > CALLER_EXPIRES_S]:
@@ -182,8 +188,10 @@ class Allocator:
         """Queue a question for permits."""
         job = ask.report.job
         if not self._queues.get(job):
+            # between two questions a job may be behind a little; one that was away does not get what it missed
             others = [self._spent_time.get(name, 0.0) for name, queue in self._queues.items() if queue and name != job]
-            self._spent_time[job] = max(self._spent_time.get(job, 0.0), min(others, default=0.0))
+            least = min(others, default=0.0) - ARREARS_S / self.limiter.rates.window_s
+            self._spent_time[job] = max(self._spent_time.get(job, 0.0), least)
         self._keys += 1
         costs = [Cost(i, o) for i, o in ask.costs]
         waiter = Waiter(self._keys, ask.report.caller, job, costs, now, now + patience_s)
@@ -309,7 +317,12 @@ class Allocator:
 
     def _share_of(self, cost: Cost) -> float:
         rates = self.limiter.rates
-        limits = {"requests": rates.requests, "tokens": rates.tokens, "input_tokens": rates.input_tokens, "output_tokens": rates.output_tokens}
+        limits = {
+            "requests": rates.requests,
+            "tokens": rates.tokens,
+            "input_tokens": rates.input_tokens,
+            "output_tokens": rates.output_tokens,
+        }
         return max((_amount(cost, name) / limit for name, limit in limits.items() if limit), default=0.0)
 
 

@@ -54,6 +54,11 @@ class BudgetService:
         self._allocator.leave(caller, self._clock())
         self._changed.set()
 
+    async def end_job(self, job: str) -> None:
+        """Forget all callers of a job that has ended."""
+        self._allocator.end_job(job, self._clock())
+        self._changed.set()
+
     async def report(self, report: Report) -> Grant:
         """Take in what happened at a caller and say what it may do."""
         now = self._used = self._clock()
@@ -67,6 +72,7 @@ class BudgetService:
     async def lease(self, ask: Ask) -> Grant:
         """Like :meth:`report`, then wait up to half a second for permits where calls need them."""
         now = self._used = self._clock()
+        self._allocator.expire(now)
         if not self._allocator.note(ask.report, now):
             return Grant("unknown")
         if not ask.costs or not self._allocator.limiter.limited or self._allocator.limiter.parked_until > now:

@@ -69,7 +69,6 @@ class Calls:
                 enable_true_multi_threading=True,
             ),
             num_cpus=0.25,
-            scheduling_strategy="SPREAD",
         )
 
     def summary(self) -> Summary:
@@ -144,7 +143,7 @@ def open_calls(
     finally:
         done.set()
         watcher.join(timeout=5)
-        _close(named.name)
+        _close(named)
 
 
 def call_rows(
@@ -380,12 +379,15 @@ def _gentle_interrupt(calls: Calls) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _close(job: str) -> None:
+def _close(job: Job) -> None:
     import ray
 
-    from tunemill.llm.budget import forget_ledger
+    from tunemill.llm.budget import NAMESPACE, budget_name, forget_ledger
 
-    if ray.is_initialized():
-        forget_ledger(job)
-
-
+    if not ray.is_initialized():
+        return
+    forget_ledger(job.name)
+    for model in job.models:
+        name = budget_name(model, provider_for(model.provider, model.task).endpoint(model))
+        with contextlib.suppress(ValueError):  # never called
+            ray.get_actor(name, namespace=NAMESPACE).end_job.remote(job.name)

@@ -28,6 +28,8 @@ class Concurrency:
     _peak: int = 0
     _last_cut: float = float("-inf")
     _slow_start: bool = True
+    _slow_rounds: int = 0
+    _slow_from_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Begin low: doubling gets anywhere within a few rounds."""
@@ -58,12 +60,24 @@ class Concurrency:
     def _end_round(self, now: float) -> None:
         round_s = self._sum_s / self._answers
         peak, self._sum_s, self._answers, self._peak = self._peak, 0.0, 0, 0
-        self._base_s = min(round_s, self._base_s * 1.02)
+        self._base_s = min(round_s, self._base_s * 1.001)
         if round_s > self.tolerance * self._base_s and peak > 4:
-            self._cut(now, 0.9)
-        elif peak >= 0.8 * self.allowed:
+            self._slow_round(now, round_s)
+            return
+        self._slow_rounds = 0
+        if peak >= 0.8 * self.allowed:
             grown = self.limit * 2 if self._slow_start else self.limit + max(1.0, 0.05 * self.limit)
             self.limit = min(float(self.most), grown)
+
+    def _slow_round(self, now: float, round_s: float) -> None:
+        self._slow_rounds += 1
+        if self._slow_rounds == 1:
+            self._slow_from_s = round_s
+        if self._slow_rounds == 5 and round_s > 0.85 * self._slow_from_s:
+            # four cuts made nothing quicker: the calls themselves take longer now
+            self._base_s, self._slow_rounds = round_s, 0
+            return
+        self._cut(now, 0.9)
 
     def _cut(self, now: float, factor: float) -> None:
         self._slow_start = False

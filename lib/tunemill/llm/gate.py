@@ -146,7 +146,9 @@ class Gate:
         report = self._report
         if real is not None and permit.at is not None and permit.epoch == self._grant.epoch and real != permit.reserved:
             reserved = permit.reserved
-            report.settled.append((permit.at, reserved.input_tokens, reserved.output_tokens, real.input_tokens, real.output_tokens))
+            report.settled.append(
+                (permit.at, reserved.input_tokens, reserved.output_tokens, real.input_tokens, real.output_tokens)
+            )
         if failure is None:
             report.answered += 1
             self._latency_sum += latency_s

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
+import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
@@ -57,12 +58,8 @@ class Sender:
             response = await self._client.request(
                 wire.method, wire.url, content=wire.body, headers={**wire.headers, **self._secrets}
             )
-        except httpx.ConnectError as error:
-            return failure("connection", f"{type(error).__name__}: {error}", status=None)
-        except httpx.TimeoutException as error:
-            return failure("timeout", f"{type(error).__name__}: {error}", status=None)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return failure("connection", f"{type(error).__name__}: {error}", status=None)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            return _unanswered(error)
         body = response.content
         if response.status_code >= 400:  # some servers repeat the key that they refuse
             for secret in self._hidden:
@@ -74,3 +71,15 @@ class Sender:
 
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, lambda: send(self._model, wire, pool=self._pool))
+
+
+def _unanswered(error: Exception) -> Failure:
+    """What it means that no response came: never sent, given up waiting, or cut off (perhaps paid)."""
+    what = f"{type(error).__name__}: {error}"
+    if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
+        return failure("not_found", what, status=None)
+    if isinstance(error.__cause__, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        return failure("connection", what, status=None)
+    if isinstance(error.__cause__, aiohttp.ServerTimeoutError):
+        return failure("timeout", what, status=None)
+    return failure("bad_answer", f"the connection closed without a whole answer ({what})", status=None)

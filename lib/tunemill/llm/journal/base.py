@@ -13,7 +13,18 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-__all__ = ["Entry", "Journal", "JournalReader", "JournalWriter", "OpenIntent", "Summary", "decode", "encode", "head_of", "open_journal"]
+__all__ = [
+    "Entry",
+    "Journal",
+    "JournalReader",
+    "JournalWriter",
+    "OpenIntent",
+    "Summary",
+    "decode",
+    "encode",
+    "head_of",
+    "open_journal",
+]
 
 _BODY = b',"body":'
 
@@ -99,9 +110,13 @@ class JournalReader(Protocol):
 class Journal(Protocol):
     """A journal at an address; picklable, opens on first use."""
 
-    url: str
-    shared: bool
-    """False for a path that other nodes may not see."""
+    @property
+    def url(self) -> str:
+        """Its address, as the user wrote it."""
+
+    @property
+    def shared(self) -> bool:
+        """False for a path that other nodes may not see."""
 
     def prepare(self) -> None:
         """Make the place where it is kept; ConfigError when that can not be."""

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
 
 from tunemill.errors import RunFailed
 from tunemill.llm.journal.base import Entry, encode
@@ -18,22 +19,23 @@ from tunemill.store import Location
 
 __all__ = ["DiskWriter", "GroupCommit", "ObjectWriter"]
 
+T = TypeVar("T")
 OBJECT_WINDOW_S = 0.5
 """Outcomes gather for this long before their object is written; with the write itself this stays below a second."""
 
 
-class GroupCommit:
-    """Hands gathered records to ``write`` in a thread, one group at a time."""
+class GroupCommit(Generic[T]):
+    """Hands gathered records to ``write`` in a thread, one group at a time; ``write`` raises OSError or RunFailed."""
 
-    def __init__(self, write: Callable[[list[bytes]], None], *, window_s: float = 0.0) -> None:
+    def __init__(self, write: Callable[[list[T]], None], *, window_s: float = 0.0) -> None:
         self._write = write
         self._window_s = window_s
-        self._gathered: list[bytes] = []
+        self._gathered: list[T] = []
         self._durable: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="journal")
 
-    async def add(self, records: list[bytes]) -> None:
+    async def add(self, records: list[T]) -> None:
         """Return when the records are durable."""
         loop = asyncio.get_running_loop()
         self._gathered += records
@@ -59,8 +61,11 @@ class GroupCommit:
             self._gathered, self._durable = [], None
             try:
                 await loop.run_in_executor(self._pool, self._write, group)
-            except OSError as error:
-                durable.set_exception(RunFailed(f"journal: cannot be written ({error.strerror or error}); calling stops, nothing is lost"))
+            except (OSError, RunFailed) as error:
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+                durable.set_exception(
+                    RunFailed(f"journal: cannot be written ({reason}); calling stops, what was written is kept")
+                )
                 durable.exception()
             else:
                 durable.set_result(None)
@@ -108,8 +113,8 @@ class ObjectWriter:
         self._folder = folder
         self._name = name
         self._number = 0
-        self._intents = GroupCommit(lambda group: self._put("intents", group))
-        self._outcomes = GroupCommit(lambda group: self._put("outcomes", group), window_s=OBJECT_WINDOW_S)
+        self._intents: GroupCommit[bytes] = GroupCommit(lambda group: self._put("intents", group))
+        self._outcomes: GroupCommit[bytes] = GroupCommit(lambda group: self._put("outcomes", group), window_s=OBJECT_WINDOW_S)
 
     async def intend(self, entries: Sequence[Entry]) -> None:
         """Put the intents of a lease as one object."""

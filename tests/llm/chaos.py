@@ -1,0 +1,254 @@
+"""Kills parts of a running job on a simulated cluster and checks what the journal promises.
+
+Each round: a driver in its own process calls a mock through two worker nodes, a victim is killed with
+SIGKILL at a random moment (a caller actor, a budget actor, the driver, or a whole node together with its
+scratch folder), the driver is started again where it died, and the outcome is compared with what the mock
+says was paid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mock_provider import Latency, MockConfig, MockHandle, start_mock
+
+KINDS = ("caller", "budget", "driver", "node")
+CONCURRENCY = 8
+ROWS = 160
+_NAMES = {"caller": "ray::MapWorker", "budget": "ray::_BudgetActor"}
+
+
+@dataclasses.dataclass
+class Round:
+    """What one kill led to."""
+
+    kind: str
+    seed: int
+    killed_after: int
+    in_flight: int
+    rows: int
+    counted_before: int
+    lost: int
+    paid_twice: int
+    unlisted: int
+    maybe_paid: int
+    seconds: float
+
+    @property
+    def good(self) -> bool:
+        """Every promise was kept."""
+        return self.rows == ROWS and not self.lost and not self.unlisted and self.paid_twice <= CONCURRENCY
+
+
+class Arena:
+    """A cluster of a head and two worker nodes, with a mock."""
+
+    def __init__(self, folder: Path) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.folder = folder
+        os.environ["MOCK_KEY"] = "mock-secret-key"
+        self.mock: MockHandle = start_mock(MockConfig(latency=Latency(kind="lognormal", mean_s=0.15)))
+        self.cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 100 << 20}
+        )
+        self.nodes = [self.add_node(), self.add_node()]
+
+    def add_node(self) -> Any:
+        """A worker node with a scratch folder of its own."""
+        scratch = self.folder / f"scratch-{random.randrange(1 << 32):08x}"
+        scratch.mkdir()
+        node = self.cluster.add_node(num_cpus=2, object_store_memory=100 << 20, env_vars={"TMPDIR": str(scratch)})
+        node.scratch = scratch
+        return node
+
+    def close(self) -> None:
+        """Stop everything that this started."""
+        self.cluster.shutdown()
+        self.mock.stop()
+
+    def play(self, kind: str, seed: int) -> Round:
+        """One round."""
+        draw, began = random.Random(seed), time.monotonic()
+        home = self.folder / f"round-{kind}-{seed}"
+        home.mkdir()
+        before = self.mock.paid_prompts()
+        driver = self.drive(home, seed)
+        threshold = draw.randrange(10, ROWS - 40)
+        paid_at_start = self.mock.stats().get("paid", 0)
+        while self.mock.stats().get("paid", 0) - paid_at_start < threshold:
+            if driver.poll() is not None:
+                raise RuntimeError(f"the driver ended early: {(home / 'driver.log').read_text()[-3000:]}")
+            time.sleep(0.02)
+        time.sleep(draw.random() * 0.2)
+        in_flight = self.mock.stats()["in_flight"]
+        self.kill(kind, driver, draw)
+        if kind == "driver":
+            counted = counted_rows(home)
+            driver = self.drive(home, seed)
+        else:
+            counted = counted_rows(home)
+        if driver.wait(timeout=240) != 0:
+            raise RuntimeError(f"{kind} {seed}: the driver failed: {(home / 'driver.log').read_text()[-3000:]}")
+        return self.judge(kind, seed, home, before, counted, threshold, in_flight, time.monotonic() - began)
+
+    def judge(
+        self,
+        kind: str,
+        seed: int,
+        home: Path,
+        before: Counter[str],
+        counted: dict[str, str],
+        threshold: int,
+        in_flight: int,
+        took_s: float,
+    ) -> Round:
+        """Compare rows, journal and what was paid."""
+        final = json.loads((home / "final.json").read_text())
+        paid = self.mock.paid_prompts() - before
+        twice = {prompt for prompt, times in paid.items() if times > 1}
+        listed = {final["prompts"][key] for key in final["maybe_paid"]}
+        return Round(
+            kind=kind,
+            seed=seed,
+            killed_after=threshold,
+            in_flight=in_flight,
+            rows=len(final["rows"]),
+            counted_before=len(counted),
+            lost=sum(final["rows"].get(prompt) != text for prompt, text in counted.items()),
+            paid_twice=sum(times - 1 for times in paid.values() if times > 1),
+            unlisted=len(twice - listed),
+            maybe_paid=len(listed),
+            seconds=took_s,
+        )
+
+    def drive(self, home: Path, seed: int) -> subprocess.Popen[bytes]:
+        """Start (again) the driver of a round."""
+        command = [sys.executable, "-m", "llm.chaos", self.cluster.address, str(home), self.mock.url, str(seed)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "RAY_LOG_TO_DRIVER": "0"}
+        with (home / "driver.log").open("ab") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    def kill(self, kind: str, driver: subprocess.Popen[bytes], draw: random.Random) -> None:
+        """SIGKILL the victim."""
+        if kind == "driver":
+            driver.kill()
+            driver.wait()
+            return
+        if kind == "node":
+            node = self.nodes.pop(draw.randrange(len(self.nodes)))
+            for process in processes_of(node):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self.cluster.remove_node(node, allow_graceful=False)
+            shutil.rmtree(node.scratch)
+            self.nodes.append(self.add_node())
+            return
+        victims = [p for node in self.nodes for p in processes_of(node) if title(p).startswith(_NAMES[kind])]
+        draw.choice(sorted(victims, key=lambda p: p.pid)).kill()
+
+
+def processes_of(node: Any) -> list[psutil.Process]:
+    """The raylet of a node and its workers."""
+    found = []
+    for kind in ("raylet",):
+        for info in node.all_processes.get(kind, []):
+            process = psutil.Process(info.process.pid)
+            found += [process, *process.children(recursive=True)]
+    return found
+
+
+def title(process: psutil.Process) -> str:
+    """The command line, as Ray sets it."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def counted_rows(home: Path) -> dict[str, str]:
+    """Rows that the driver had received before the kill."""
+    file = home / "counted.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    rows = {}
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            rows[row["prompt_id"]] = row["text"]
+    return rows
+
+
+@contextlib.contextmanager
+def arena(folder: Path) -> Iterator[Arena]:
+    """An arena that is taken down at the end."""
+    made = Arena(folder)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def main(address: str, home: Path, url: str, seed: int) -> None:
+    """The driver of a round: calls all rows and writes what it received as it comes."""
+    import logging
+
+    import ray
+    import ray.data
+
+    from tunemill.llm.caller import open_calls
+    from tunemill.llm.config import Limits, ModelConfig, Params, Price
+    from tunemill.progress import Progress
+
+    ray.init(address=address, namespace="tunemill", log_to_driver=False, logging_level=logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    model = ModelConfig(
+        name="m",
+        provider="openai",
+        model="mock-1",
+        base_url=f"{url}/v1",
+        api_key_env="MOCK_KEY",
+        params=Params(max_tokens=50),
+        limits=Limits(concurrency=CONCURRENCY),
+        price=Price(input=1.0, output=2.0),
+        timeout_s=20.0,
+    )
+    rows = [
+        {"prompt_id": f"s{seed}-{i}", "model": "m", "prompt": f"[[s{seed}-{i}]] Say.", "system": None, "sample": 0}
+        for i in range(ROWS)
+    ]
+    prompts: dict[str, str] = {}
+    received: dict[str, str] = {}
+    with open_calls(
+        models=(model,), journal=str(home / "journal"), job=f"chaos-{seed}", progress=Progress(quiet=True), workers=2
+    ) as calls:
+        source = ray.data.from_items(rows, override_num_blocks=ROWS // 8)
+        with (home / "counted.jsonl").open("a") as counted:
+            for batch in calls.rows(source).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for row in batch.to_pylist():
+                    if row["reason"] is not None:
+                        raise RuntimeError(f"dropped: {row}")
+                    received[row["prompt_id"]] = row["text"]
+                    prompts[row["request_id"]] = row["prompt_id"]
+                    counted.write(json.dumps({"prompt_id": row["prompt_id"], "text": row["text"]}) + "\n")
+                counted.flush()
+    summary = calls.summary()
+    maybe = sorted({intent.key for intent in summary.maybe_paid})
+    (home / "final.json").write_text(json.dumps({"rows": received, "prompts": prompts, "maybe_paid": maybe}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
