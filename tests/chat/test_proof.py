@@ -99,7 +99,7 @@ def other_ids(e: Encoded) -> Encoded:
         (prompt_trained, "mask covers exactly the answers"),
         (answer_shifted, "mask covers exactly the answers"),
         (second_turn_opened, "nothing trained after the last answer"),
-        (tail_trained, "nothing trained after the last answer"),
+        (tail_trained, "mask covers exactly the answers"),
         (system_lost, "mask covers exactly the answers"),
         (other_ids, "mask covers exactly the answers"),
     ],
