@@ -51,6 +51,8 @@ class DedupConfig:
     """A folder of an earlier dedup run: its kept rows stay, and only new rows are dropped."""
     protect: str | None = None
     """A file of rows (a test set) that must not leak: rows near one of them are dropped as near_protected."""
+    keep_index: bool = True
+    """Store the kept rows' vectors and the cells, so that a later run can be compared with this one by --against."""
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     """The embedding model for rows that carry no embedding column."""
     shards: Annotated[int, Field(ge=1)] | None = operational(None)

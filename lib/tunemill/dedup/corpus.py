@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tunemill.dedup.config import DedupConfig, parse_preference
 from tunemill.dedup.exact import text_key
+from tunemill.dedup.memory import available_bytes, check_corpus
 from tunemill.dedup.pairs import Vectors
 from tunemill.errors import DataError
 
@@ -37,7 +39,8 @@ class Corpus:
     vectors: Vectors
     rescaled: int
     """Rows whose vectors were not of unit length."""
-    empty_texts: int
+    blank: np.ndarray
+    """Rows without any text, bool [n]."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,11 +60,19 @@ def text_columns_of(columns: list[str], config: DedupConfig, where: str) -> tupl
     return () if missing else config.text_columns
 
 
-def collect(source: Any, config: DedupConfig, *, where: str) -> Corpus:
-    """Read a source's rows, embedding those without vectors. Raises DataError for rows that cannot be compared."""
+def collect(source: Any, config: DedupConfig, *, where: str, vectors: bool = True) -> Corpus:
+    """Read a source's rows, embedding those without vectors. Raises DataError for rows that cannot be compared.
+
+    Without ``vectors`` texts are not embedded, and the corpus has vectors of no dimensions where the input has none.
+    """
     columns = source.columns()
     texts = text_columns_of(columns, config, where)
-    dataset, vector_columns = _with_vectors(source.dataset(), columns, texts, config)
+    dataset = source.dataset()
+    vector_columns: tuple[str, ...] = ("embedding",)
+    if "embedding" not in columns or len(texts) > 1:
+        dataset, vector_columns = _embedded(dataset, texts, config) if vectors else (dataset, ())
+    else:
+        _check_memory(source, dataset, config)
     score_column = parse_preference(config.prefer)[1]
     narrow = _Narrow(texts, vector_columns, score_column)
     narrowed = dataset.map_batches(narrow, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
@@ -71,9 +82,15 @@ def collect(source: Any, config: DedupConfig, *, where: str) -> Corpus:
     return _build(tables, bool(texts), score_column is not None, len(vector_columns), where)
 
 
-def _with_vectors(dataset: Any, columns: list[str], texts: tuple[str, ...], config: DedupConfig) -> tuple[Any, tuple[str, ...]]:
-    if "embedding" in columns and len(texts) < 2:
-        return dataset, ("embedding",)
+def _check_memory(source: Any, dataset: Any, config: DedupConfig) -> None:
+    rows = source.count()
+    if rows * 4096 < available_bytes(config.memory_gb):
+        return
+    first = dataset.select_columns(["embedding"]).limit(1).take_all()
+    check_corpus(rows, len(first[0]["embedding"] or ()), config.memory_gb)
+
+
+def _embedded(dataset: Any, texts: tuple[str, ...], config: DedupConfig) -> tuple[Any, tuple[str, ...]]:
     from tunemill.embed.stage import add_embeddings
 
     named = tuple(f"_embedding_{i}" for i in range(len(texts)))
@@ -104,6 +121,8 @@ class _Narrow:
             narrow["key"] = pa.array([text_key(row) for row in rows], pa.binary(16))
         if self.score is not None:
             narrow["score"] = table[self.score].cast(pa.float64())
+        for i, text in enumerate(self.texts):
+            narrow[f"blank{i}"] = pa.array([not (value or "").strip() for value in table[text].cast(pa.string()).to_pylist()])
         for i, name in enumerate(self.vectors):
             narrow[f"vector{i}"] = table[name].cast(pa.large_list(pa.float32()))
         return pa.table(narrow)
@@ -118,46 +137,67 @@ def _build(tables: list[pa.Table], has_texts: bool, has_score: bool, groups: int
     doubled = np.flatnonzero(ids[1:] == ids[:-1])
     if len(doubled):
         raise DataError(f"{where}: id {ids[doubled[0]]!r} occurs more than once ({len(doubled)} such rows); ids must be unique")
-    parts = [_matrix(tables, f"vector{i}", where) for i in range(groups)]
+    parts = [_matrix(tables, i, groups, where) for i in range(groups)]
+    tables = [table.drop_columns([f"vector{i}" for i in range(groups)]) for table in tables]
     rows, rescaled = _unit_rows(parts, order, ids, where)
-    place = np.empty(len(order), np.int64)
-    place[:] = order
     lengths = np.concatenate([table["length"].to_numpy() for table in tables])[order]
     keys = None
+    blank = np.zeros(len(order), dtype=bool)
     if has_texts:
-        keys = np.concatenate([np.array(table["key"].to_pylist(), dtype="V16") for table in tables])[order].view("S16")
+        keys = np.concatenate([np.array(table["key"].to_pylist(), dtype="S16") for table in tables])[order]
+        names = [name for name in tables[0].column_names if name.startswith("blank")]
+        blank = np.concatenate([np.all([table[name].to_numpy() for name in names], axis=0) for table in tables])[order]
     score = np.concatenate([table["score"].to_numpy(zero_copy_only=False) for table in tables])[order] if has_score else None
     excerpts = pa.chunked_array([chunk for table in tables for chunk in table["excerpt"].chunks]).take(pa.array(order))
     return Corpus(
         ids=ids,
         keys=keys,
-        position=place,
+        position=order,
         lengths=lengths,
         excerpts=excerpts,
         score=score,
         vectors=Vectors.of(rows, [part.shape[1] for part in parts]),
         rescaled=rescaled,
-        empty_texts=int((lengths == 0).sum()) if has_texts else 0,
+        blank=blank,
     )
 
 
-def _matrix(tables: list[pa.Table], name: str, where: str) -> np.ndarray:
-    width, blocks = 0, []
+def _matrix(tables: list[pa.Table], group: int, groups: int, where: str) -> np.ndarray:
+    """One group's vectors [n, d]. A row without that text has none.
+
+    With several groups it gets a dimension of its own, in which all such rows are equal; with one group the
+    row is going to be left out, and any unit vector does.
+    """
+    width, blocks, without = 0, [], []
     for table in tables:
-        for chunk in table[name].chunks:
-            lengths = chunk.value_lengths()
-            if chunk.null_count:
-                row = table["id"][int(np.flatnonzero(chunk.is_null().to_numpy(zero_copy_only=False))[0])]
-                raise DataError(f"{where}: row {row.as_py()!r} has no embedding; embed every row or leave the column out")
-            sizes = lengths.to_numpy(zero_copy_only=False)
-            width = width or (int(sizes[0]) if len(sizes) else 0)
-            ragged = np.flatnonzero(sizes != width)
-            if len(ragged) or (len(sizes) and not width):
-                size = int(sizes[ragged[0]]) if len(ragged) else 0
-                raise DataError(f"{where}: an embedding has {size} dimensions where others have {width}; all must have the same")
-            values = chunk.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-            blocks.append(values.reshape(len(chunk), -1))
-    return np.concatenate(blocks)
+        column = table[f"vector{group}"].combine_chunks()
+        missing = pc.is_null(column).to_numpy(zero_copy_only=False)
+        blank = table[f"blank{group}"].to_numpy() if f"blank{group}" in table.column_names else np.zeros(len(table), dtype=bool)
+        lost = np.flatnonzero(missing & ~blank)
+        if len(lost):
+            row = table["id"][int(lost[0])].as_py()
+            raise DataError(f"{where}: row {row!r} has no embedding; embed every row or leave the column out")
+        sizes = column.value_lengths().to_numpy(zero_copy_only=False)[~missing]
+        width = width or (int(sizes[0]) if len(sizes) else 0)
+        ragged = np.flatnonzero(sizes != width)
+        if len(ragged):
+            raise DataError(
+                f"{where}: an embedding has {int(sizes[ragged[0]])} dimensions where others have {width}; all need the same"
+            )
+        block = np.zeros((len(table), width), np.float32)
+        block[~missing] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) if width else 0
+        blocks.append(block)
+        without.append(missing)
+    if width == 0 and not all(mark.all() for mark in without):
+        raise DataError(f"{where}: embeddings have no dimensions; embed the rows again")
+    rows = np.concatenate([block if block.shape[1] == width else np.zeros((len(block), width), np.float32) for block in blocks])
+    marks = np.concatenate(without)
+    if not marks.any():
+        return rows
+    if groups == 1 and width:
+        rows[marks, 0] = 1.0
+        return rows
+    return np.column_stack([rows, marks.astype(np.float32)])
 
 
 def _unit_rows(parts: list[np.ndarray], order: np.ndarray, ids: np.ndarray, where: str) -> tuple[np.ndarray, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -19,23 +20,47 @@ _EXAMPLES = 8
 _BINS = 20
 
 
-def details_of(config: DedupConfig, corpus: Corpus, pairs: Pairs, decision: Decision) -> dict[str, Any]:
-    """The manifest's details, plain and small."""
+def details_of(
+    config: DedupConfig, corpus: Corpus, pairs: Pairs, decision: Decision, *, floor: float, engine: dict[str, Any]
+) -> dict[str, Any]:
+    """The manifest's details, plain and small. Positions from ``len(corpus)`` on are fixed rows; they are not counted."""
+    n = len(corpus)
+    decision = _of_corpus(decision, n)
     reasons = decision.reason[~decision.kept]
+    among = (pairs.a < n) & (pairs.b < n)
+    pairs = Pairs(a=pairs.a[among], b=pairs.b[among], similarity=pairs.similarity[among])
     return {
         "threshold": config.threshold,
-        "pair_floor": config.floor,
+        "pair_floor": floor,
         "pairs": len(pairs),
         "exact_duplicates": int((reasons == "exact_duplicate").sum()),
         "near_duplicates": int((reasons == "near_duplicate").sum()),
+        "near_protected": int((reasons == "near_protected").sum()),
+        "empty_texts": int((reasons == "empty_text").sum()),
         "not_unit_length": corpus.rescaled,
-        "empty_texts": corpus.empty_texts,
+        "engine": engine,
         "rules": decision.rules,
         "groups": _group_sizes(decision),
         "largest_groups": _largest_groups(corpus, decision),
         "near_threshold": _near_threshold(corpus, pairs, config.threshold),
-        "similarity_histogram": _histogram(pairs, config.floor),
+        "similarity_histogram": _histogram(pairs, floor),
     }
+
+
+def _of_corpus(decision: Decision, n: int) -> Decision:
+    return dataclasses.replace(
+        decision,
+        kept=decision.kept[:n],
+        reason=decision.reason[:n],
+        survivor=decision.survivor[:n],
+        group=_renumbered(decision.group[:n]),
+    )
+
+
+def _renumbered(group: np.ndarray) -> np.ndarray:
+    """Groups by their smallest row of the corpus."""
+    _, first, inverse = np.unique(group, return_index=True, return_inverse=True)
+    return first[inverse]
 
 
 def _group_sizes(decision: Decision) -> dict[str, int]:

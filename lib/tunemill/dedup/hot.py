@@ -98,7 +98,7 @@ class _Block:
 
 
 def _identical(vectors: Vectors, lines: np.ndarray, stays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Copies of a free row's vector that stands earlier in ``lines``, and the rows that they copy: the copies are always dropped."""
+    """Free rows whose vector is that of an earlier free row, and those earlier rows: such copies are always dropped."""
     first: dict[bytes, int] = {}
     free = lines[~stays[lines]].tolist()
     originals = np.array([first.setdefault(vectors.rows[row].tobytes(), row) for row in free], np.int64)
@@ -192,8 +192,7 @@ def _from_leaders(
     best = np.full(len(labels), len(labels), np.int64)
     np.minimum.at(best, labels, rank)
     members = hot[np.argsort(labels[hot], kind="stable")]
-    starts = np.flatnonzero(np.r_[True, labels[members][1:] != labels[members][:-1]]) if len(members) else []
-    for group in np.split(members, starts[1:]):
+    for group in np.split(members, np.flatnonzero(labels[members][1:] != labels[members][:-1]) + 1):
         leader = group[rank[group] == best[labels[group[:1]]]] if len(group) else group
         others = group[group != leader] if len(leader) else group[:0]
         for part in _parts(others):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tunemill.dedup.threads import cores, side_by_side
+from tunemill.dedup.threads import side_by_side
 
 __all__ = ["DECIMALS", "Pairs", "Vectors", "unique_pairs"]
 
@@ -55,7 +55,7 @@ class Vectors:
     norms: np.ndarray = field(repr=False)
 
     @classmethod
-    def of(cls, rows: np.ndarray, widths: Sequence[int] | None = None) -> Vectors:
+    def of(cls, rows: np.ndarray, widths: Sequence[int] | None = None, *, threads: int = 1) -> Vectors:
         """Take float32 [n, d] as it is; ``widths`` default to one group."""
         groups = tuple(widths) if widths is not None else (rows.shape[1],)
         norms = np.empty((len(rows), len(groups)))
@@ -65,7 +65,7 @@ class Vectors:
             for g, part in enumerate(_slices(groups)):
                 norms[start : start + _NEAR_ROWS, g] = np.sqrt(np.vecdot(block[:, part], block[:, part]))
 
-        side_by_side(measure, range(0, len(rows), _NEAR_ROWS), cores())
+        side_by_side(measure, range(0, len(rows), _NEAR_ROWS), threads)
         return cls(rows, groups, norms)
 
     def __len__(self) -> int:

@@ -93,10 +93,15 @@ def _plan(vectors: Vectors, thresholds: Sequence[float], seed: int, width: int |
         candidates, key=lambda m: _join_s(n * n / 2, m, candidates[m] * n * n / 2) + n * d * m * _MULTIPLY_S
     )
     brute_s = _join_s(n * n / 2, brute_width, candidates.get(brute_width, 0) * n * n / 2) + n * d * brute_width * _MULTIPLY_S
+    expected_pairs = round(candidates[max(candidates)] * n * n / 2)
     brute = SearchPlan(
         sketch=rotation.narrowed(brute_width),
         centroids=None,
-        estimate={"expected_core_s": round(brute_s, 3), "brute_force_core_s": round(brute_s, 3)},
+        estimate={
+            "expected_core_s": round(brute_s, 3),
+            "brute_force_core_s": round(brute_s, 3),
+            "expected_pairs": expected_pairs,
+        },
     )
     if cells == 0 or (cells is None and brute_s < _PROBING_PAYS_S):
         return brute
@@ -116,6 +121,7 @@ def _plan(vectors: Vectors, thresholds: Sequence[float], seed: int, width: int |
     estimate = {
         "expected_core_s": round(expected, 3),
         "brute_force_core_s": round(brute_s, 3),
+        "expected_pairs": expected_pairs,
         "expected_work_share": round(work[chosen_cells][0] / (n * n / 2), 5),
         "expected_copies": round(work[chosen_cells][1] / n, 2),
     }

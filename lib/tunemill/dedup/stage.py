@@ -1,8 +1,8 @@
-"""The dedup stage: rows in, near-duplicates out, with the pairs and the reasons on file."""
+"""The dedup stage: rows in, near-duplicates out, with the pairs, the reasons and an index on file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,27 +10,81 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tunemill.dedup.approximate import approximate_pairs
 from tunemill.dedup.config import DedupConfig
 from tunemill.dedup.corpus import Corpus, collect
-from tunemill.dedup.decide import Decision, decide
+from tunemill.dedup.decide import Decision, Rows, decide
 from tunemill.dedup.details import details_of
-from tunemill.dedup.engine import all_pairs
 from tunemill.dedup.exact import collapse
-from tunemill.dedup.pairs import Pairs
+from tunemill.dedup.fixed import FixedRows, earlier_run, kept_rows, no_rows, protected_rows, side_by_side_rows, write_index
+from tunemill.dedup.hot import summarise
+from tunemill.dedup.memory import available_bytes
+from tunemill.dedup.pairs import Pairs, Vectors
+from tunemill.dedup.plan import SearchPlan, plan_search
 from tunemill.dedup.priority import ranks
+from tunemill.dedup.reuse import may_reuse, stored_pairs
+from tunemill.dedup.search import in_process, on_ray, search
+from tunemill.errors import ConfigError
+from tunemill.resources import connect
 from tunemill.stage import Outcome, Stage, StageContext, commit_rows, write_table
 
 __all__ = ["STAGE", "execute"]
 
+_SMALL = 50_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Everything:
+    """The corpus first, then protected rows, then those of an earlier run, with names and groups of all."""
+
+    corpus: Corpus
+    protected: FixedRows
+    earlier: FixedRows
+    vectors: Vectors
+    ids: np.ndarray
+    rows: Rows
+
 
 def execute(context: StageContext, source: Any, config: DedupConfig) -> Outcome:
-    """Search, decide and write both tables and the pairs."""
+    """Search, decide and write both tables, the pairs and the index."""
+    connect()
     where = f"dedup input {source.describe.get('path') or source.describe.get('stage', '')}".strip()
-    columns = source.columns()
-    corpus = collect(source, config, where=where)
+    earlier, plan = earlier_run(config.against) if config.against else (None, None)
+    if config.reuse_pairs and config.prefer.endswith("centre") and "embedding" not in source.columns():
+        raise ConfigError(
+            f"dedup.prefer is {config.prefer}: needs vectors, which dedup.reuse_pairs does without; leave one of them out"
+        )
+    corpus = collect(source, config, where=where, vectors=not config.reuse_pairs)
     if corpus.rescaled:
         context.progress.note(f"{corpus.rescaled:,} embeddings were not of unit length and were normalised")
-    rank = ranks(
+    everything = _everything(config, corpus, earlier)
+    pairs, floor, plan, engine = _pairs(context, config, everything, plan)
+    decision = _without_text(decide(config, everything.vectors, pairs, everything.rows), corpus)
+    groups = _group_names(everything, decision)
+    files = {"pairs": [write_table(context, "pairs", _pairs_table(everything.ids, pairs))]}
+    if config.keep_index and plan is not None:
+        n = len(corpus)
+        files["index"] = write_index(context, kept_rows(corpus, decision.kept[:n], groups[:n], everything.earlier), plan)
+    columns = [name for name in source.columns() if name not in ("group", "reason", "kept_id", "similarity")]
+    outcome = commit_rows(
+        context,
+        _marked(source.dataset(), everything, decision, groups),
+        rows_in=len(corpus),
+        kept_columns=[*columns, "group"],
+        dropped_columns=[*columns, "reason", "kept_id", "similarity"],
+        dropped_only=("kept_id", "similarity"),
+        details=lambda: details_of(config, corpus, pairs, decision, floor=floor, engine=engine),
+    )
+    context.store.folder.join("ledger").delete()
+    return dataclasses.replace(outcome, files={**outcome.files, **files})
+
+
+def _everything(config: DedupConfig, corpus: Corpus, earlier: FixedRows | None) -> _Everything:
+    dims = corpus.vectors.rows.shape[1]
+    protected = protected_rows(config, config.protect) if config.protect and not config.reuse_pairs else no_rows(dims)
+    earlier = earlier or no_rows(dims)
+    n, p, e = len(corpus), len(protected), len(earlier)
+    own = ranks(
         config.prefer,
         ids=corpus.ids,
         lengths=corpus.lengths,
@@ -38,50 +92,115 @@ def execute(context: StageContext, source: Any, config: DedupConfig) -> Outcome:
         position=corpus.position,
         vectors=corpus.vectors,
     )
-    collapsed = config.exact_first and corpus.keys is not None
-    stands_for = collapse(corpus.keys, rank) if collapsed and corpus.keys is not None else np.arange(len(corpus))
-    alone = np.flatnonzero(stands_for == np.arange(len(corpus)))
-    found = all_pairs(corpus.vectors.take(alone), config.floor)
-    pairs = Pairs(a=alone[found.a], b=alone[found.b], similarity=found.similarity)
-    decision = decide(config, corpus.vectors, pairs, rank, stands_for)
-    files = {"pairs": [write_table(context, "pairs", _pairs_table(corpus, pairs))]}
-    outcome = commit_rows(
-        context,
-        _marked(source.dataset(), corpus, decision),
-        rows_in=len(corpus),
-        kept_columns=[*columns, "group"],
-        dropped_columns=[*(name for name in columns if name != "reason"), "reason", "kept_id", "similarity"],
-        dropped_only=("kept_id", "similarity"),
-        details=lambda: details_of(config, corpus, pairs, decision),
-    )
-    return Outcome(
-        rows_in=outcome.rows_in,
-        rows_kept=outcome.rows_kept,
-        rows_dropped=outcome.rows_dropped,
-        files={**outcome.files, **files},
-        details=outcome.details,
+    rank = np.concatenate([own + p + e, np.arange(p + e)])
+    keys = np.concatenate([corpus.keys if corpus.keys is not None else np.zeros(n, "S16"), protected.keys, earlier.keys])
+    stands_for = np.arange(n + p + e)
+    if config.exact_first and corpus.keys is not None:
+        stands_for[:n] = collapse(keys, rank)[:n]
+    place = np.arange(n + p + e)
+    stands_for[:n][corpus.blank] = place[:n][corpus.blank]
+    return _Everything(
+        corpus=corpus,
+        protected=protected,
+        earlier=earlier,
+        vectors=side_by_side_rows(corpus, [protected, earlier]),
+        ids=np.concatenate([corpus.ids, protected.ids, earlier.ids]),
+        rows=Rows(rank=rank, stands_for=stands_for, protected=(place >= n) & (place < n + p), earlier=place >= n + p),
     )
 
 
-def _pairs_table(corpus: Corpus, pairs: Pairs) -> pa.Table:
-    ids = pa.array(corpus.ids, pa.string())
-    return pa.table({"id_a": ids.take(pa.array(pairs.a)), "id_b": ids.take(pa.array(pairs.b)), "similarity": pairs.similarity})
+def _pairs(
+    context: StageContext, config: DedupConfig, everything: _Everything, plan: SearchPlan | None
+) -> tuple[Pairs, float, SearchPlan | None, dict[str, Any]]:
+    """Pairs of the rows that stand for themselves, down to the floor; the plan, and what to show of the engine."""
+    rows, corpus = everything.rows, everything.corpus
+    if config.reuse_pairs:
+        pairs, floor = stored_pairs(context.store, config, corpus.ids, rows.stands_for[: len(corpus)])
+        return pairs, floor, None, {"method": "stored pairs"}
+    alone = np.flatnonzero((rows.stands_for == np.arange(len(rows.rank))) & ~_blank(everything))
+    vectors = everything.vectors.take(alone)
+    thresholds = config.text_thresholds or (config.floor,) * len(vectors.widths)
+    fixed = rows.fixed[alone]
+    if config.mode == "approximate":
+        found, facts = approximate_pairs(vectors, thresholds, config, fixed=fixed, seed=context.seed)
+        plan = plan or plan_search(vectors, thresholds, cells=0)
+        return _placed(found, alone), config.floor, plan, facts
+    small = config.shards is None and len(alone) < _SMALL and config.device != "cuda"
+    runner = in_process if small else on_ray(config.threads or 1, config.device, available_bytes(config.memory_gb))
+    result = search(
+        vectors,
+        thresholds,
+        ledger=context.store.folder.join("ledger"),
+        runner=runner,
+        fixed=fixed,
+        max_pairs=config.max_pairs,
+        shards=config.shards,
+        seed=context.seed,
+        plan=plan,
+        note=context.progress.note,
+    )
+    pairs = result.pairs
+    if len(result.hot):
+        pairs = summarise(vectors, result.hot, pairs, rows.rank[alone], config.threshold, fixed=fixed)
+    return _placed(pairs, alone), config.floor, result.plan, result.facts
 
 
-def _marked(dataset: Any, corpus: Corpus, decision: Decision) -> Any:
-    """The rows with ``group, reason, kept_id, similarity``; rows alone in the world are not sent around."""
+def _blank(everything: _Everything) -> np.ndarray:
+    blank = np.zeros(len(everything.rows.rank), dtype=bool)
+    blank[: len(everything.corpus)] = everything.corpus.blank
+    return blank
+
+
+def _placed(pairs: Pairs, alone: np.ndarray) -> Pairs:
+    return Pairs(a=alone[pairs.a], b=alone[pairs.b], similarity=pairs.similarity)
+
+
+def _without_text(decision: Decision, corpus: Corpus) -> Decision:
+    """Rows without any text leave with a reason of their own; nothing is kept in their stead."""
+    lost = np.flatnonzero(corpus.blank)
+    kept, reason, survivor, similarity = (
+        values.copy() for values in (decision.kept, decision.reason, decision.survivor, decision.similarity)
+    )
+    kept[lost], reason[lost], survivor[lost], similarity[lost] = False, "empty_text", -1, np.nan
+    return dataclasses.replace(decision, kept=kept, reason=reason, survivor=survivor, similarity=similarity)
+
+
+def _group_names(everything: _Everything, decision: Decision) -> np.ndarray:
+    """A group is named after its smallest id; where it holds rows of an earlier run, it keeps the smallest of their names."""
+    names = everything.ids[decision.group].astype(object)
+    if not len(everything.earlier):
+        return names.astype(str)
+    start = len(names) - len(everything.earlier)
+    known: dict[int, str] = {}
+    for group, name in zip(decision.group[start:].tolist(), everything.earlier.groups.tolist(), strict=True):
+        known[group] = min(known.get(group, name), name)
+    return np.array(
+        [known.get(group, name) for group, name in zip(decision.group.tolist(), names.tolist(), strict=True)], dtype=str
+    )
+
+
+def _pairs_table(ids: np.ndarray, pairs: Pairs) -> pa.Table:
+    names = pa.array(ids, pa.string())
+    return pa.table(
+        {"id_a": names.take(pa.array(pairs.a)), "id_b": names.take(pa.array(pairs.b)), "similarity": pairs.similarity}
+    )
+
+
+def _marked(dataset: Any, everything: _Everything, decision: Decision, groups: np.ndarray) -> Any:
+    """The rows with ``group, reason, kept_id, similarity``; only rows about which there is something to tell are sent around."""
     import ray
 
-    group = corpus.ids[decision.group]
-    told = np.flatnonzero((decision.group != np.arange(len(corpus))) | ~decision.kept)
-    kept_id = pa.array(corpus.ids[np.maximum(decision.survivor[told], 0)], pa.string(), mask=decision.kept[told])
+    n = len(everything.corpus)
+    ids, kept, survivor = everything.ids[:n], decision.kept[:n], decision.survivor[:n]
+    told = np.flatnonzero((groups[:n] != ids) | ~kept)
+    alone = survivor[told] < 0
     table = pa.table(
         {
-            "id": pa.array(corpus.ids[told], pa.string()),
-            "group": pa.array(group[told], pa.string()),
+            "id": pa.array(ids[told], pa.string()),
+            "group": pa.array(groups[told], pa.string()),
             "reason": pa.array(decision.reason[told], pa.string()),
-            "kept_id": kept_id,
-            "similarity": pa.array(decision.similarity[told], pa.float64(), mask=decision.kept[told]),
+            "kept_id": pa.array(everything.ids[survivor[told]], pa.string(), mask=alone),
+            "similarity": pa.array(decision.similarity[told], pa.float64(), mask=alone),
         }
     )
     return dataset.map_batches(_Mark(ray.put(table)), batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
@@ -97,18 +216,16 @@ class _Mark:
         import ray
 
         decisions = ray.get(self.decisions)
+        if not len(table):
+            return table
         ids = table["id"].cast(pa.string())
         found = decisions.take(pc.index_in(ids, value_set=decisions["id"]))
-        told: Mapping[str, Any] = {
-            "group": pc.coalesce(found["group"], ids),
-            "reason": found["reason"],
-            "kept_id": found["kept_id"],
-            "similarity": found["similarity"],
-        }
+        told = {name: found[name] for name in ("group", "reason", "kept_id", "similarity")}
+        told["group"] = pc.coalesce(found["group"], ids)
         rest = table.drop_columns([name for name in told if name in table.column_names])
         for name, values in told.items():
             rest = rest.append_column(name, values)
         return rest
 
 
-STAGE = Stage(name="dedup", config_type=DedupConfig, execute=execute)
+STAGE = Stage(name="dedup", config_type=DedupConfig, execute=execute, grows=may_reuse)

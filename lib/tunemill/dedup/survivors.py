@@ -55,8 +55,11 @@ def components(n: int, pairs: Pairs) -> np.ndarray:
     return smallest[labels]
 
 
-def one_per_component(labels: np.ndarray, pairs: Pairs, rank: np.ndarray) -> Survivors:
-    """Keep the row of highest priority in each component; similarity is nan where no kept pair is stored."""
+def one_per_component(labels: np.ndarray, pairs: Pairs, rank: np.ndarray, fixed: np.ndarray | None = None) -> Survivors:
+    """Keep the row of highest priority in each component, and ``fixed`` rows.
+
+    A dropped row's survivor is the one of highest priority; their similarity is nan where that pair is not stored.
+    """
     n = len(labels)
     best = np.full(n, n, np.int64)
     np.minimum.at(best, labels, rank)
@@ -64,9 +67,14 @@ def one_per_component(labels: np.ndarray, pairs: Pairs, rank: np.ndarray) -> Sur
     by_rank[rank] = np.arange(n)
     leader = by_rank[best[labels]]
     kept = leader == np.arange(n)
-    higher, lower = oriented(pairs, rank)
-    found = _with_survivors(kept, higher, lower, pairs.similarity, rank)
-    return Survivors(kept=kept, survivor=np.where(kept, -1, leader), similarity=found.similarity)
+    if fixed is not None:
+        kept |= fixed
+    similarity = np.full(n, np.nan)
+    for ends, others in ((pairs.a, pairs.b), (pairs.b, pairs.a)):
+        direct = leader[others] == ends
+        similarity[others[direct]] = pairs.similarity[direct]
+    similarity[kept] = np.nan
+    return Survivors(kept=kept, survivor=np.where(kept, -1, leader), similarity=similarity)
 
 
 def orphans(kept: np.ndarray, pairs: Pairs) -> np.ndarray:
