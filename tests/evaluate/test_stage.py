@@ -149,11 +149,12 @@ def test_labels_of_several_tokens_and_few_shot_prompts(tmp_path: Path, models: d
     names = ("yes", "yes and no at once")
     rows = [conversation(i, "test" if i < 10 else "train", answer=names[i % 2]) for i in range(20)]
     config = EvaluateConfig(labels=names, base_model=models["base"], few_shot=2, bootstrap=0)
-    outcome, metrics, found = evaluate(tmp_path / "out", Rows(rows), config)
+    outcome, _, found = evaluate(tmp_path / "out", Rows(rows), config)
     tails = outcome.details["scored_tokens"]
     assert tails["yes"][-1] == tails["yes and no at once"][-1] == load(EMBEDDED_MODEL).end_of_turn_id
-    assert {row["variant"] for row in found} == {"base", "base_few_shot"}
-    assert metrics["base"]["log_loss"] != metrics["base_few_shot"]["log_loss"]
+    scores = {variant: [row["scores"] for row in found if row["variant"] == variant] for variant in ("base", "base_few_shot")}
+    assert len(found) == 20
+    assert scores["base"] != scores["base_few_shot"]
 
 
 @pytest.mark.usefixtures("here")
