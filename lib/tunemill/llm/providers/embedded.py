@@ -34,11 +34,8 @@ class Embedded(OpenAI):
     def build(
         self, model: ModelConfig, prompt: Prompt, *, schema: Mapping[str, Any] | None, sample: int, seed: int | None
     ) -> WireRequest:
-        """As for any OpenAI-compatible server, without re-using another request's cache, whose rounding would differ."""
-        placed = _placed(model)
-        extra = {"cache_prompt": False, **model.params.extra}
-        placed = dataclasses.replace(placed, params=dataclasses.replace(placed.params, extra=extra))
-        return super().build(placed, prompt, schema=schema, sample=sample, seed=seed)
+        """As for any OpenAI-compatible server."""
+        return super().build(_placed(model), prompt, schema=schema, sample=sample, seed=seed)
 
     def endpoint(self, model: ModelConfig) -> str:
         """``embedded:`` and the hash of the model file."""
