@@ -30,7 +30,7 @@ def check(config: GenerateConfig) -> None:
 
     config.check_models()
     for model in config.models:
-        check_model(model)
+        check_model(model, config.response_schema)
 
 
 def execute(context: StageContext, source: Any, config: GenerateConfig) -> Outcome:

@@ -25,7 +25,11 @@ def provider_for(name: str, task: Literal["chat", "embed"] = "chat") -> Provider
 
 
 def check_model(model: ModelConfig, schema: Mapping[str, Any] | None = None) -> None:
-    """Refuse a model entry that cannot work; raises ConfigError before anything is called."""
+    """Refuse a model entry that cannot work, or a schema that it can not be held to; ConfigError before anything is called."""
+    if schema is not None:
+        from tunemill.llm.schema import check_schema
+
+        check_schema(schema)
     provider = provider_for(model.provider, model.task)
     provider.check(model)
     provider.build(model, Prompt.of("?"), schema=schema, sample=0, seed=0)
