@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from mock_provider import Faults, Latency, MockConfig, MockHandle, start_mock
+from mock_provider import Latency, MockConfig, MockHandle, start_mock
 from tunemill.config import build
 from tunemill.errors import ConfigError, DataError, ResumeRefused
 from tunemill.generate.config import GenerateConfig
@@ -98,16 +98,20 @@ def test_every_model_gets_every_prompt_and_growth_buys_only_what_is_new(mock: Mo
 
 
 def test_held_back_rows_run_when_the_cap_is_raised_and_dead_letters_when_asked(mock: MockHandle, tmp_path: Path) -> None:
-    """Rows beyond the budget are pending, not lost; blocked ones are called again only with replay_failed."""
-    mock.configure(MockConfig(faults=Faults(each=("blocked",))))
-    capped = run(tmp_path, config(mock, "c", rows=30, budget_usd=0.0003))
-    assert 0 < capped.rows_dropped["over_budget"] < 30
-    assert capped.rows_in == capped.rows_kept + sum(capped.rows_dropped.values()) == 30
-    assert {row["reason"] for row in rows(tmp_path, capped, "dropped")} == set(capped.rows_dropped)
-    assert run(tmp_path, config(mock, "c", rows=30, budget_usd=0.0003)).attempt == capped.attempt
+    """Rows beyond the budget are pending, not lost; those that failed are called again only with replay_failed."""
+    mock.configure(MockConfig())
+    capped = run(tmp_path, config(mock, "c", rows=30, budget_usd=0.0005))
+    answered = capped.rows_kept
+    assert 0 < answered < 30
+    assert capped.rows_dropped == {"over_budget": 30 - answered}
+    assert {row["reason"] for row in rows(tmp_path, capped, "dropped")} == {"over_budget"}
+    assert run(tmp_path, config(mock, "c", rows=30, budget_usd=0.0005)).attempt == capped.attempt
+    mock.configure(MockConfig(context_tokens=5))
     raised = run(tmp_path, config(mock, "c", rows=30, budget_usd=5))
-    assert raised.rows_dropped == {"blocked": 30}
+    assert (raised.rows_kept, raised.rows_dropped) == (answered, {"too_long": 30 - answered})
     assert all(row["error"] and row["prompt"] for row in rows(tmp_path, raised, "dropped"))
+    mock.configure(MockConfig())
+    assert run(tmp_path, config(mock, "c", rows=30, budget_usd=5)).attempt == raised.attempt
     replayed = run(tmp_path, config(mock, "c", rows=30, budget_usd=5, replay_failed=True))
     assert (replayed.rows_kept, replayed.rows_dropped) == (30, {})
 

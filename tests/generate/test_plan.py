@@ -43,7 +43,11 @@ def test_hours_come_from_the_limit_that_binds_and_accounts_are_shared() -> None:
     """Two entries of one account need the time of both together; another account runs beside them."""
     limits = {"limits": {"rpm": 100, "tpm": 1_000_000}}
     shared = plan(
-        config(model("a", **limits), model("b", params={"max_tokens": 50}, **limits), model("c", account="other", **limits))
+        config(
+            model("a", **limits),
+            model("b", params={"max_tokens": 50}, **limits),
+            model("c", account="other", params={"max_tokens": 60}, **limits),
+        )
     )
     a, b, c = shared.models
     assert a.hours == b.hours

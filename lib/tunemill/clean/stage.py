@@ -81,7 +81,12 @@ def _fit(source: Source, config: CleanConfig, splitter: Splitter, identity: str,
     from tunemill.embed.stage import add_embeddings
 
     counts = _counts(source, config, splitter)
-    facts = {"answers": counts[0], "segments": counts[1], "answers_of_several": counts[2], "patterns": len(splitter.patterns)}
+    facts: dict[str, Any] = {
+        "answers": counts[0],
+        "segments": counts[1],
+        "answers_of_several": counts[2],
+        "patterns": len(splitter.patterns),
+    }
     if not counts[2]:
         return None, facts
     share = min(1.0, config.fit_segments / counts[1])
@@ -130,30 +135,26 @@ def _counts(source: Source, config: CleanConfig, splitter: Splitter) -> tuple[in
         return pa.table({"answers": [len(sizes)], "segments": [sum(sizes)], "several": [sum(size > 1 for size in sizes)]})
 
     found = source.dataset().map_batches(count, batch_size=None, batch_format="pyarrow").take_all()
-    return tuple(sum(row[key] for row in found) for key in ("answers", "segments", "several"))  # type: ignore[return-value]
+    return tuple(sum(row[key] for row in found) for key in ("answers", "segments", "several"))
 
 
 def _decided(source: Source, config: CleanConfig, fit: Fit | None, splitter: Splitter, identity: str) -> Any:
     """The answers with their kept text and ``reason``; models are only loaded where segments lie outside the fit."""
-    import ray
     import ray.data
 
+    from tunemill.resources import cluster_resources
+
     known = None if fit is None else ray.put((fit.clusters, fit.places))
-    arguments = (config, splitter, identity, known)
     answers = source.dataset()
-    whole = fit is None or len(fit.table) < config.fit_segments
-    if whole:
-        return answers.map_batches(
-            _Decide,
-            fn_constructor_args=arguments,
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=1),
-        )
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=config.workers or max(1, cpus - 1))
-    return answers.repartition(target_num_rows_per_block=_DECIDE_ROWS).map_batches(
-        _Decide, fn_constructor_args=arguments, batch_size=None, batch_format="pyarrow", compute=pool
+    if fit is not None and len(fit.table) >= config.fit_segments:
+        answers = answers.repartition(target_num_rows_per_block=_DECIDE_ROWS)
+    most = config.workers or max(1, cluster_resources()[0] - 1)
+    return answers.map_batches(
+        _Decide,
+        fn_constructor_args=(config, splitter, identity, known),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
     )
 
 

@@ -43,7 +43,7 @@ class GenerateConfig:
     workers: Annotated[int, Field(ge=1)] | None = operational(None)
     """Calling actors; null fits them to the cluster."""
     replay_failed: bool = operational(False)
-    """Call again what was given up, rejected or blocked in an earlier run."""
+    """Call again what failed in an earlier run (gave_up, rejected, too_long, ...)."""
 
     def __post_init__(self) -> None:
         names = template_names(self.template)

@@ -22,6 +22,8 @@ _FAILURE = ("reason", "status", "error")
 _FILE_ROWS = 4096
 # Reasons of rows that were not called yet (`tunemill.llm.worker.PENDING`, which loads too much to import here).
 _PENDING = ("over_budget", "quota_day", "interrupted")
+# The provider was paid and withheld its answer: asking again would give the same.
+_WITHHELD = "blocked"
 
 
 def check(config: GenerateConfig) -> None:
@@ -107,7 +109,7 @@ def _grows(old: dict[str, Any], new: dict[str, Any]) -> bool:
 def _unfinished(manifest: Manifest, config: GenerateConfig) -> bool:
     """Rows wait for a new day or a higher cap, or failed rows are to be tried again."""
     dropped = manifest.rows_dropped
-    if config.replay_failed and any(reason not in _PENDING for reason in dropped):
+    if config.replay_failed and any(reason not in (*_PENDING, _WITHHELD) for reason in dropped):
         return True
     if any(dropped.get(reason) for reason in _PENDING if reason != "over_budget"):
         return True
