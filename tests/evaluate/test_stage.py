@@ -6,6 +6,7 @@ One test sends the rows through Ray's actor pool; the others call the same worke
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from tunemill.evaluate.config import EvaluateConfig
 from tunemill.evaluate.workers import ScoreRows, ScoringPlan
 from tunemill.progress import Progress
 from tunemill.stage import Outcome, new_context
-from tunemill.store import Location, StageStore
+from tunemill.store import Location, Manifest, StageStore
 from tunemill.tables import FileSource, InputConfig
 
 
@@ -197,12 +198,21 @@ def test_a_users_own_file_on_two_actors(tmp_path: Path, models: dict[str, str], 
 
 
 @pytest.mark.usefixtures("here")
-def test_the_runs_own_adapter_is_found(tmp_path: Path, models: dict[str, str]) -> None:
-    """Inside a run the adapter and its base model need not be named."""
-    (tmp_path / "run" / "finetune").mkdir(parents=True)
-    (tmp_path / "run" / "finetune" / "adapter").symlink_to(models["adapter"])
-    _, metrics, _ = evaluate(tmp_path / "run" / "evaluate", Rows(ROWS[:4]), EvaluateConfig(bootstrap=0), run=tmp_path / "run")
+def test_the_runs_own_adapter_is_found_and_a_new_one_noticed(tmp_path: Path, models: dict[str, str]) -> None:
+    """Inside a run the adapter and its base model need not be named; when it is trained again the evaluation is out of date."""
+    adapter = tmp_path / "run" / "finetune" / "adapter"
+    shutil.copytree(models["adapter"], adapter)
+    config = EvaluateConfig(bootstrap=0)
+    outcome, metrics, _ = evaluate(tmp_path / "run" / "evaluate", Rows(ROWS[:4]), config, run=tmp_path / "run")
     assert metrics["difference"]["accuracy"]["low"] is None
+    counts: dict[str, Any] = {"rows_in": 4, "rows_kept": 4, "rows_dropped": {}, "files": {}, "seconds": 1.0}
+    same: dict[str, Any] = {"config": {}, "config_fingerprint": "", "input": {}}
+    manifest = Manifest(stage="evaluate", details=dict(outcome.details), **counts, **same)
+    assert not stage.STAGE.unfinished(manifest, config)
+    (adapter / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text() + "\n")
+    assert stage.STAGE.unfinished(manifest, config)
+    shutil.rmtree(adapter)
+    assert not stage.STAGE.unfinished(manifest, config)
 
 
 @pytest.mark.usefixtures("here")

@@ -51,7 +51,16 @@ def write_run(folder: Path, *, rows: int = 240, until: str = "evaluate") -> Loca
 def _config() -> dict[str, Any]:
     return {
         "run": {"output": "runs/fake", "seed": 0},
-        "generate": {"rows": 120, "template": "Write one sentence with a {sentiment} sentiment about: {topics}."},
+        "generate": {
+            "rows": 120,
+            "template": "Write one sentence with a {sentiment} sentiment about: {topics}.",
+            "variables": {"sentiment": list(LABELS), "topics": ["bridges", "markets", HOSTILE]},
+            "label": "sentiment",
+            "models": [
+                {"name": name, "provider": "openai", "model": "x", "price": {"input": 0.1, "output": 0.4}, "limits": {"rpm": 600}}
+                for name in MODELS
+            ],
+        },
         "clean": {"method": "padding_clusters"},
         "embed": {"model": "all-MiniLM-L6-v2"},
         "dedup": {"threshold": 0.95, "text_columns": ["text"]},

@@ -26,7 +26,7 @@ from tunemill.evaluate.results import answer_results, label_results, softmax
 from tunemill.evaluate.rows import HeldOut, read_rows
 from tunemill.evaluate.workers import ScoreRows, ScoringPlan, chunk_item
 from tunemill.stage import Outcome, Source, Stage, StageContext, write_table
-from tunemill.store import Location, StageStore
+from tunemill.store import Location, Manifest, StageStore, content_fingerprint
 
 __all__ = ["STAGE", "adapter_folder", "execute"]
 
@@ -35,6 +35,7 @@ _CHUNK_ROWS = 64
 
 def execute(context: StageContext, source: Source, config: EvaluateConfig) -> Outcome:
     """Score the test rows under every variant and write predictions and metrics.json."""
+    sought = _sought(config, context.run)
     adapter = adapter_folder(config, context.run)
     base_model = config.base_model or (_base_of(adapter) if adapter else None)
     if base_model is None:
@@ -63,24 +64,42 @@ def execute(context: StageContext, source: Source, config: EvaluateConfig) -> Ou
             **metrics,
             "base_model": base_model,
             "adapter": adapter,
+            "adapter_sought": sought.url if sought else None,
+            "adapter_content": _content(sought) if adapter and sought else None,
             "scored_tokens": dict(zip(names, plan.tails, strict=True)),
         },
     )
 
 
-STAGE = Stage(name="evaluate", config_type=EvaluateConfig, execute=execute)
+def _other_adapter(manifest: Manifest, _: EvaluateConfig) -> bool:
+    """True when the adapter has been trained again, or has come to be, since it was evaluated."""
+    sought = manifest.details.get("adapter_sought")
+    return sought is not None and _content(Location(sought)) not in (None, manifest.details.get("adapter_content"))
+
+
+STAGE = Stage(name="evaluate", config_type=EvaluateConfig, execute=execute, unfinished=_other_adapter)
 
 
 def adapter_folder(config: EvaluateConfig, run: Location | None) -> str | None:
     """The adapter to evaluate: the configured one, the run's own, or None; ConfigError when a configured one is not there."""
-    if "tuned" not in config.variants:
-        return None
-    found = Location.of(config.adapter) if config.adapter else run.join("finetune", "adapter") if run else None
+    found = _sought(config, run)
     if found is not None and found.join("adapter_config.json").exists():
         return found.url
-    if config.adapter:
+    if config.adapter and found is not None:
         raise ConfigError(f"evaluate.adapter {config.adapter}: holds no adapter_config.json; name the folder of a PEFT adapter")
     return None
+
+
+def _sought(config: EvaluateConfig, run: Location | None) -> Location | None:
+    if "tuned" not in config.variants:
+        return None
+    return Location.of(config.adapter) if config.adapter else run.join("finetune", "adapter") if run else None
+
+
+def _content(adapter: Location) -> str | None:
+    """A hash of the adapter's weights and settings; None where there is no adapter."""
+    files = adapter.files("adapter_*", recursive=False)
+    return content_fingerprint(files) if files else None
 
 
 def _base_of(adapter: str) -> str | None:

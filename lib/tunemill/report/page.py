@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from tunemill.report.folder import RunFolder, open_run
 from tunemill.report.sections import SECTIONS
-from tunemill.report.sections.overview import headline, key_figures
+from tunemill.report.sections.overview import duration, headline, key_figures
 from tunemill.store import Location
 
 __all__ = ["render", "write_report"]
@@ -32,6 +32,7 @@ def render(run: RunFolder) -> str:
         loader=PackageLoader("tunemill.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(number=_number, decimal=_decimal, usd=_usd)
+    environment.globals.update(whole=_whole, usd=_usd, hours=_hours)
     style, _, _ = environment.loader.get_source(environment, "style.css") if environment.loader else ("", None, None)
     found = [(section, contents) for section in SECTIONS if (contents := section.contents(run)) is not None]
     finished = [name for name in run.expected if name in run.manifests]
@@ -57,7 +58,18 @@ def _number(value: Any) -> str:
 
 def _decimal(value: Any, places: int = 3, sign: bool = False) -> str:
     """A number with fixed places; a dash for nothing."""
-    return "–" if value is None else f"{value:+.{places}f}" if sign else f"{value:.{places}f}"
+    text = "–" if value is None else f"{value:+.{places}f}" if sign else f"{value:.{places}f}"
+    return text.replace("-", "−")
+
+
+def _whole(value: float) -> str:
+    """A count that is an estimate."""
+    return f"{value:,.0f}"
+
+
+def _hours(value: float) -> str:
+    """Hours as people say them."""
+    return duration(3600 * value)
 
 
 def _usd(value: Any) -> str:

@@ -1,24 +1,17 @@
-"""The page's pictures as inline SVG, made by matplotlib.
-
-Ink and paper are written as CSS variables, so that the page's light, dark and print styles apply; text
-stays text, so that the browser shapes every script.
-"""
+"""The page's pictures, each from plain arrays to inline SVG."""
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from tunemill.report.canvas import INK, LINE, SERIES, drawn
+
 __all__ = [
-    "SERIES",
     "bars",
     "confusion",
     "curve",
@@ -30,89 +23,7 @@ __all__ = [
     "stacked",
 ]
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f")
-
-_INK, _FAINT, _LINE, _PAPER = "#010203", "#010204", "#010205", "#010206"
-_VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--faint)", _LINE: "var(--line)", _PAPER: "var(--paper)"}
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "tunemill",
-    "text.parse_math": False,
-    "font.size": 9.0,
-    "font.family": "sans-serif",
-    "text.color": _INK,
-    "axes.edgecolor": _LINE,
-    "axes.facecolor": "none",
-    "axes.labelcolor": _FAINT,
-    "axes.labelsize": 9.0,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.linewidth": 0.8,
-    "figure.facecolor": "none",
-    "grid.color": _LINE,
-    "grid.linewidth": 0.5,
-    "legend.frameon": False,
-    "legend.fontsize": 9.0,
-    "lines.linewidth": 1.6,
-    "xtick.color": _LINE,
-    "ytick.color": _LINE,
-    "xtick.labelcolor": _FAINT,
-    "ytick.labelcolor": _FAINT,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-}
-
 Values = npt.NDArray[np.float64]
-
-
-class _Canvas:
-    """A figure with its axes, and the SVG once it is drawn."""
-
-    def __init__(self, figure: Any, axes: Any) -> None:
-        self.figure, self.axes = figure, axes
-        self.svg = Markup("")
-
-
-@contextmanager
-def _drawn(title: str, width: float, height: float, *, columns: int = 1, rows: int = 1, **options: Any) -> Iterator[_Canvas]:
-    """Axes of ``width`` x ``height`` hundredths of an inch (about CSS pixels); ``title`` is read out to those who cannot see."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        # The browser has the fonts that matplotlib measures text without.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
-        figure = Figure(figsize=(width / 100, height / 100), layout="constrained")
-        canvas = _Canvas(figure, figure.subplots(rows, columns, **options))
-        yield canvas
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    canvas.svg = Markup(_tidied(file.getvalue(), title))
-
-
-def _tidied(svg: str, title: str) -> str:
-    """Without prologue, metadata and group names; with CSS variables for colours, and scaling to the column."""
-    from html import escape
-
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
-    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    width = re.search(r'<svg[^>]*? width="([\d.]+)pt"', svg)
-    # 72 points of matplotlib are 100 units of ours.
-    pixels = float(width.group(1)) * 100 / 72 if width else 600
-    head = f'<svg role="img" aria-label="{escape(title, quote=True)}" style="width:{pixels:.0f}px"'
-    svg = re.sub(
-        r'<svg(?=[^>]*viewBox="([^"]*)")[^>]*>', rf'{head} viewBox="\1" xmlns:xlink="http://www.w3.org/1999/xlink">', svg, count=1
-    )
-    return svg.strip()
 
 
 def _counts(axis: Any) -> None:
@@ -126,7 +37,7 @@ def histogram(
     edges: Sequence[float], counts: Sequence[float], *, title: str, x: str, y: str, cut: float | None = None, cut_name: str = ""
 ) -> Markup:
     """Bars between ``edges``, with a line at ``cut``; the part at or above the cut is darker."""
-    with _drawn(title, 640, 230) as canvas:
+    with drawn(title, 640, 230) as canvas:
         axes = canvas.axes
         low, high = np.asarray(edges[:-1]), np.asarray(edges[1:])
         high = high - 0.04 * (high - low)
@@ -154,7 +65,7 @@ def latencies(samples: Mapping[str, Values]) -> Markup:
     """One row for each model: the distribution of seconds to an answer, with its median."""
     present = {name: values for name, values in samples.items() if len(values)}
     upper = float(max(np.quantile(values, 0.99) for values in present.values())) or 1.0
-    with _drawn(
+    with drawn(
         "answer latency for each model", 760, 60 + 74 * len(present), rows=len(present), sharex=True, squeeze=False
     ) as canvas:
         edges = np.linspace(0, upper * 1.02, 61)
@@ -179,7 +90,7 @@ def lengths(series: Mapping[str, Values], cut: float | None) -> Markup:
     edges = np.arange(0, shown + step, step)
     if cut is not None and cut <= longest * 3:
         edges = np.arange(0, max(shown, cut * 1.04) + step, step)
-    with _drawn("tokens of prompt, answer and both together", 760, 360, rows=len(series), sharex=True, squeeze=False) as canvas:
+    with drawn("tokens of prompt, answer and both together", 760, 360, rows=len(series), sharex=True, squeeze=False) as canvas:
         for axes, (name, values), colour in zip(canvas.axes[:, 0], series.items(), SERIES, strict=False):
             counts, _ = np.histogram(values, bins=edges)
             axes.stairs(counts, edges, fill=True, color=colour, alpha=0.9)
@@ -199,7 +110,7 @@ def lengths(series: Mapping[str, Values], cut: float | None) -> Markup:
 
 def scatter(x: Values, y: Values, cluster: npt.NDArray[np.int64], target: int | None) -> Markup:
     """Segments in the plane of their first two components; the target cluster is drawn last and large."""
-    with _drawn("segments by cluster", 760, 460) as canvas:
+    with drawn("segments by cluster", 760, 460) as canvas:
         axes = canvas.axes
         names = sorted({int(name) for name in cluster}, key=lambda name: (name == target, name))
         for name in names:
@@ -217,7 +128,7 @@ def scatter(x: Values, y: Values, cluster: npt.NDArray[np.int64], target: int | 
 
 def bars(names: Sequence[str], counts: Sequence[float], *, title: str, x: str, y: str) -> Markup:
     """One bar for each name, with its count above."""
-    with _drawn(title, min(640, 130 + 44 * len(names)), 210) as canvas:
+    with drawn(title, min(640, 130 + 44 * len(names)), 210) as canvas:
         axes = canvas.axes
         axes.bar(range(len(names)), counts, width=0.7, color=SERIES[0])
         for place, count in enumerate(counts):
@@ -234,7 +145,7 @@ def bars(names: Sequence[str], counts: Sequence[float], *, title: str, x: str, y
 
 def stacked(rows: Mapping[str, Mapping[str, int]], labels: Sequence[str]) -> Markup:
     """For each row (a stage or a model) the shares of the labels, with their counts."""
-    with _drawn("label balance", 760, 66 + 30 * len(rows)) as canvas:
+    with drawn("label balance", 760, 66 + 30 * len(rows)) as canvas:
         axes = canvas.axes
         for place, counts in enumerate(rows.values()):
             total = sum(counts.values()) or 1
@@ -264,7 +175,7 @@ def _cycle(count: int) -> list[str]:
 
 def curve(steps: Values, losses: Values, checked: Sequence[tuple[float, float]], rates: Sequence[tuple[float, float]]) -> Markup:
     """Training loss (each step and smoothed), validation loss, and the learning rate beneath."""
-    with _drawn(
+    with drawn(
         "training curve", 760, 400 if rates else 280, rows=2 if rates else 1, sharex=True, squeeze=False,
         gridspec_kw={"height_ratios": [3, 1] if rates else [1]},
     ) as canvas:  # fmt: skip
@@ -297,7 +208,7 @@ def _smoothed(values: Values) -> Values:
 def confusion(matrices: Mapping[str, Sequence[Sequence[int]]], labels: Sequence[str]) -> Markup:
     """Matrices of counts side by side; colour is the share within the right label's row."""
     size = 110 + min(46 * len(labels), 360)
-    with _drawn("confusion matrices", min(size * len(matrices), 960), size, columns=len(matrices), squeeze=False) as canvas:
+    with drawn("confusion matrices", min(size * len(matrices), 960), size, columns=len(matrices), squeeze=False) as canvas:
         for index, (axes, (name, matrix)) in enumerate(zip(canvas.axes[0], matrices.items(), strict=True)):
             counts = np.asarray(matrix, dtype=np.float64)
             shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -307,7 +218,7 @@ def confusion(matrices: Mapping[str, Sequence[Sequence[int]]], labels: Sequence[
                     [column - 0.48, column + 0.48], row - 0.48, row + 0.48, color=SERIES[0], alpha=0.06 + 0.9 * share, lw=0
                 )
                 if len(labels) <= 12:
-                    ink = "#ffffff" if share > 0.5 else _INK
+                    ink = "#ffffff" if share > 0.5 else INK
                     axes.text(column, row, f"{counts[row, column]:,.0f}", ha="center", va="center", color=ink, fontsize=10)
             axes.set_title(name)
             axes.set_xticks(range(len(labels)), labels, rotation=0 if len(labels) <= 4 else 60)
@@ -322,9 +233,9 @@ def confusion(matrices: Mapping[str, Sequence[Sequence[int]]], labels: Sequence[
 
 def roc(curves: Mapping[str, tuple[Values, Values]], title: str) -> Markup:
     """ROC curves (false positive rate, true positive rate) with the line of chance."""
-    with _drawn(title, 400, 380) as canvas:
+    with drawn(title, 400, 380) as canvas:
         axes = canvas.axes
-        axes.plot([0, 1], [0, 1], color=_LINE, linewidth=1, linestyle=(0, (3, 3)))
+        axes.plot([0, 1], [0, 1], color=LINE, linewidth=1, linestyle=(0, (3, 3)))
         for (name, (false_rate, true_rate)), colour in zip(curves.items(), SERIES, strict=False):
             axes.plot(false_rate, true_rate, color=colour, label=name, clip_on=False)
         axes.set(

@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from tunemill.config import build
+from tunemill.errors import BadInput
+from tunemill.generate.config import GenerateConfig
+from tunemill.generate.plan import Plan, plan
 from tunemill.report import plots
 from tunemill.report.folder import RunFolder
 
@@ -19,22 +24,20 @@ _POINTS = 4000
 _SAMPLE_ROWS = 12
 _READ_FOR_SAMPLE = 5000
 _MOST_LABELS = 12
+_SUMMED = ("calls", "kept", "dropped", "input_tokens", "output_tokens", "cost_usd")
 
 
 def plan_section(run: RunFolder) -> dict[str, Any] | None:
-    """What each model was asked, gave and cost, beside what was planned."""
+    """What each model was asked, gave and cost, beside what `tunemill plan` says of the same configuration."""
     details = run.details("generate")
-    models = details.get("models")
-    if not models:
+    models = details.get("models") or {}
+    planned = _plan(run)
+    if not models and planned is None:
         return None
-    plan = details.get("plan") or {}
-    planned = (
-        {str(entry.get("name")): entry for entry in plan.get("models", []) if isinstance(entry, dict)}
-        if isinstance(plan.get("models"), list)
-        else {}
-    )
+    said = {entry.model.name: entry for entry in planned.models} if planned else {}
     rows = []
-    for name, found in models.items():
+    for name in dict.fromkeys([*models, *said]):
+        found = models.get(name) or {}
         dropped = found.get("dropped")
         rows.append(
             {
@@ -43,24 +46,30 @@ def plan_section(run: RunFolder) -> dict[str, Any] | None:
                     key: found.get(key)
                     for key in ("calls", "kept", "input_tokens", "output_tokens", "cost_usd", "cut_at_max_tokens")
                 },
-                "dropped": sum(dropped.values()) if isinstance(dropped, dict) else dropped or 0,
-                "planned": planned.get(name, {}),
+                "dropped": sum(dropped.values()) if isinstance(dropped, dict) else dropped,
+                "planned": said.get(name),
             }
         )
-    total = {
-        key: sum(row[key] or 0 for row in rows)
-        for key in ("calls", "kept", "dropped", "input_tokens", "output_tokens", "cost_usd")
-    }
-    facts = {key: value for key, value in plan.items() if isinstance(value, (int, float)) and key not in ("seed", "calls")}
     return {
         "models": rows,
-        "total": total,
-        "facts": {key.replace("_", " "): value for key, value in facts.items()},
+        "total": {key: sum(row[key] or 0 for row in rows) for key in _SUMMED},
+        "plan": planned,
+        "made": bool(models),
         "budget": details.get("budget_usd"),
-        "calls_planned": plan.get("calls"),
         "twice": details.get("maybe_paid_twice") or [],
         "any_cut": any(row["cut_at_max_tokens"] for row in rows),
     }
+
+
+def _plan(run: RunFolder) -> Plan | None:
+    """The plan of the run's own configuration; None for a run that asked nobody, or whose topics file has moved."""
+    section = run.config.get("generate")
+    if not isinstance(section, dict):
+        return None
+    try:
+        return plan(build(GenerateConfig, section, "run.yaml"), seed=int((run.config.get("run") or {}).get("seed") or 0))
+    except BadInput:
+        return None
 
 
 def balance_section(run: RunFolder) -> dict[str, Any] | None:
@@ -95,19 +104,19 @@ def _has(table: pa.Table | None, *columns: str) -> bool:
 
 
 def _count(table: pa.Table | None, column: str) -> dict[str, int]:
-    return dict(Counter(str(value) for value in table[column].to_pylist() if value is not None)) if table is not None else {}
+    if table is None:
+        return {}
+    return {str(item["values"]): item["counts"] for item in pc.value_counts(table[column].drop_null()).to_pylist()}
 
 
 def _cross(table: pa.Table | None, column: str) -> dict[str, dict[str, int]]:
-    """Rows of ``column``'s values with their counts of each label and in all."""
-    found: dict[str, dict[str, int]] = {}
+    """For each value of ``column``, how often it has which label."""
     if table is None:
-        return found
-    pairs = Counter(zip(table[column].to_pylist(), table["label"].to_pylist(), strict=True))
+        return {}
+    counted = table.group_by([column, "label"]).aggregate([([], "count_all")]).to_pylist()
     order = ["train", "validation", "test"]
-    for name in sorted({str(name) for name, _ in pairs}, key=lambda n: (order.index(n) if n in order else 99, n)):
-        found[name] = {str(label): count for (value, label), count in pairs.items() if str(value) == name}
-    return found
+    names = sorted({str(item[column]) for item in counted}, key=lambda name: (order.index(name) if name in order else 99, name))
+    return {name: {str(i["label"]): i["count_all"] for i in counted if str(i[column]) == name} for name in names}
 
 
 def latency_section(run: RunFolder) -> dict[str, Any] | None:
@@ -143,7 +152,7 @@ def cleaning_section(run: RunFolder) -> dict[str, Any] | None:
     target = next((entry.get("cluster") for entry in clusters if entry.get("target")), None)
     chart, drawn, of = None, 0, 0
     if points is not None and _has(points, "cluster", "x", "y"):
-        points = points.filter(pa.compute.is_valid(points["x"]))
+        points = points.filter(pc.is_valid(points["x"]))
         of = len(points)
         stride = max(1, -(-of // _POINTS))
         some = points.take(list(range(0, of, stride)))
