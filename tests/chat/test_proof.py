@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import mistral_common
 import pytest
 
 from chat.toy import GOOD, toy
 from tunemill.chat.conversations import Message
 from tunemill.chat.encoded import Encoded
+from tunemill.chat.huggingface import HuggingFaceChat
 from tunemill.chat.probes import PROBES, conversation
 from tunemill.chat.proof import prove
 from tunemill.errors import TemplateError
@@ -203,3 +207,29 @@ def test_prompt_loss_weight_leaves_the_tail_at_zero() -> None:
     two = [("<user>", 0.5), ("c", 0.5), ("<end>", 0.5), ("\n", 0.5), ("<bot>", 0.5), ("d", 1.0), ("<end>", 1.0), ("\n", 0.0)]
     assert shown == [("<bos>", 0.5), *one, *two]
     assert all(check.passed for check in prove(tokenizer))
+
+
+def test_template_that_mistakes_the_system_text_for_another_role_is_not_followed() -> None:
+    """A template with only two branches would write the system text as an answer: it goes into the first question instead."""
+    two = (
+        "{{ '<bos>' }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '<user>' + m['content'] + '<bot>' }}"
+        "{% else %}{{ m['content'] + '<end>' }}{% endif %}{% endfor %}"
+    )
+    tokenizer = toy(two)
+    assert all(check.passed for check in prove(tokenizer))
+    assert tokenizer.decode(tokenizer.encode(conversation("a", "b", system="S")).input_ids) == "<bos><user>S\n\na<bot>b<end>"
+
+
+@pytest.mark.parametrize("begin", ["", "{{ bos_token }}"])
+def test_sentencepiece_tokenizer_that_prepends_a_space_once_is_followed(begin: str, tmp_path: Path) -> None:
+    """Converted SentencePiece files put a space before the first text only: pieces must not get one each."""
+    from transformers import LlamaTokenizer
+
+    bundled = Path(mistral_common.__file__).parent / "data" / "mistral_instruct_tokenizer_240323.model.v3"
+    shutil.copy(bundled, tmp_path / "tokenizer.model")
+    tokenizer = LlamaTokenizer.from_pretrained(tmp_path)
+    tokenizer.chat_template = (
+        begin + "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    )
+    assert all(check.passed for check in prove(HuggingFaceChat("llama", tokenizer)))

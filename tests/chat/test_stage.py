@@ -21,6 +21,8 @@ from tunemill.tables import FileSource, InputConfig
 
 GOOD_TURNS = [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "Here."}]
 
+LONG_TURNS = [{"from": role, "value": "word " * 30} for role in ("human", "gpt")]
+
 
 def write_rows(folder: Path, rows: list[dict[str, Any]]) -> str:
     path = folder / "rows.jsonl"
@@ -42,13 +44,12 @@ def table_of(store: StageStore, kind: str) -> list[dict[str, Any]]:
 @pytest.mark.usefixtures("ray_session")
 def test_every_row_is_kept_or_dropped_by_name(tmp_path: Path) -> None:
     """Good, faulty, too long and truncated rows add up; lengths cover all that have tokens."""
-    long = [{"from": role, "value": "word " * 30} for role in ("human", "gpt")]
     rows = [
         {"id": "good", "conversations": GOOD_TURNS},
         {"id": "roles", "conversations": GOOD_TURNS[::-1]},
         {"id": "empty", "conversations": [GOOD_TURNS[0], {"from": "gpt", "value": " "}]},
-        {"id": "long", "conversations": long},
-        {"id": "shortened", "conversations": GOOD_TURNS + long},
+        {"id": "long", "conversations": LONG_TURNS},
+        {"id": "shortened", "conversations": GOOD_TURNS + LONG_TURNS},
     ]
     manifest, store = run(tmp_path, write_rows(tmp_path, rows), max_length=40, too_long="truncate")
     assert manifest.rows_dropped == {"bad_roles": 1, "empty_turn": 1, "too_long": 1}
@@ -82,7 +83,7 @@ def test_columns_of_a_run_are_carried(tmp_path: Path) -> None:
         ([{"text": "x"}], {}, DataError, "should also have prompt"),
         ([{"text": "x", "prompt": "y"}], {"task": "classify"}, DataError, "should also have label"),
         ([{"conversations": GOOD_TURNS}], {"tokenizer": None}, ConfigError, "template.tokenizer is null"),
-        ([{"conversations": GOOD_TURNS}], {"max_length": 8}, DataError, "max_length is 8, the shortest example has 9 tokens"),
+        ([{"conversations": LONG_TURNS}], {"max_length": 8}, DataError, "max_length is 8, the shortest example has 66 tokens"),
         ([{"conversations": GOOD_TURNS[:1]}], {}, DataError, "no row is left to train on: all were dropped .no_answer 1"),
     ],
 )
@@ -121,5 +122,5 @@ def test_shown_samples_mark_the_trained_tokens() -> None:
     config = TemplateConfig(tokenizer="mistral-common/v3")
     rows = [{"id": "a", "conversations": GOOD_TURNS}, {"id": "b", "conversations": GOOD_TURNS[:1]}]
     plain = show_rows(rows, config, colour=False)
-    assert plain == "# a: 9 tokens, 3 trained\n<s>[INST]Where?[/INST]»Here.</s>«\n\n# b: left out, no_answer"
+    assert plain == "# a: 8 tokens, 3 trained\n<s>[INST]Where?[/INST]»Here.</s>«\n\n# b: left out, no_answer"
     assert "\x1b[30;42mHere.</s>\x1b[0m" in show_rows(rows[:1], config)

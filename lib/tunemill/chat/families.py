@@ -90,8 +90,14 @@ def _system_rule(render: Render) -> Literal["native", "first_user", "last_user"]
     training = _rendered(render, messages)
     if training is not None and training == _rendered(render, folded(2)):
         return "last_user"
-    if training is not None and training.count(mark(0)) == 1:
+    # A template without a branch for system turns may write them as another role's: that is no place for them.
+    mistaken = any(
+        training == _rendered(render, [{**messages[0], "role": role}, *messages[1:]]) for role in ("user", "assistant")
+    )
+    if training is not None and training.count(mark(0)) == 1 and not mistaken:
         return "native"
+    if mistaken:
+        return "first_user"
     serving = _rendered(render, messages[:-1], prompt=True)
     if serving is None or mark(0) not in serving:
         return "first_user"

@@ -63,6 +63,7 @@ class HuggingFaceChat:
         if named:
             backend.add_special_tokens([t for t in added.values() if t.content in named])
         self._controls = {token.content: token_id for token_id, token in added.items() if token.content in special | named}
+        self._inner = _inner_tokenizer(backend)
         self._control_ids = frozenset(self._controls.values())
         longest_first = sorted(self._controls, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
@@ -92,8 +93,7 @@ class HuggingFaceChat:
         answer share a token), ``not_representable`` (a character is lost: some vocabularies lack bytes).
         """
         plans = [self._plan(messages) for messages in conversations]
-        runs = iter(self._plain([run for plan in plans for run in plan.runs()]))
-        laid = [[next(runs) for _ in plan.runs()] for plan in plans]
+        laid = self._runs(plans)
         whole = self._whole([plan.text for plan in plans])
         encoded = [self._check(plan, ids, reference) for plan, ids, reference in zip(plans, laid, whole, strict=True)]
         decoded = self._backend.decode_batch([item.input_ids for item in encoded], skip_special_tokens=False)
@@ -112,7 +112,7 @@ class HuggingFaceChat:
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids up to where the next answer begins; earlier answers lie in it as they do in training."""
         plan = self._plan(messages, prompt=True)
-        laid = self._lay(plan, self._plain(plan.runs()))
+        laid = self._lay(plan, self._runs([plan])[0])
         if not plan.faithful or laid.reason is not None:
             problem = laid.reason or "template_changes_text"
             raise TemplateError(f"tokenizer {self.name!r}: a prompt cannot be encoded with certainty ({problem})")
@@ -132,6 +132,17 @@ class HuggingFaceChat:
         skeleton = self._layout([(m["role"], text) for m, text in zip(placed, texts, strict=True)], prompt=prompt)
         text = skeleton.fill(texts)
         return _Plan(skeleton, texts, text, self._render(self.family.prepared(placed), prompt=prompt)[0] == text)
+
+    def _runs(self, plans: Sequence[_Plan]) -> list[list[list[int]]]:
+        """Ids of every plan's runs."""
+        texts = [plan.runs() for plan in plans]
+        flat = iter(self._plain([text for runs in texts for text in runs]))
+        laid = [[next(flat) for _ in runs] for runs in texts]
+        for plan, runs, ids in zip(plans, texts, laid, strict=True):
+            if self._inner is not self._backend and isinstance(plan.skeleton.items[0], Run):
+                self._backend.encode_special_tokens = True
+                ids[0] = self._backend.encode(runs[0], add_special_tokens=False).ids
+        return laid
 
     def _check(self, plan: _Plan, runs: Sequence[list[int]], reference: list[int]) -> Encoded:
         """The conversation's encoding, compared with the genuine template tokenised as a whole."""
@@ -194,8 +205,8 @@ class HuggingFaceChat:
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts in which nothing is a control token."""
-        self._backend.encode_special_tokens = True
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        self._inner.encode_special_tokens = True
+        return [encoding.ids for encoding in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def _whole(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of rendered conversations, as the genuine tokenizer gives them."""
@@ -258,6 +269,21 @@ class HuggingFaceChat:
             "vocab_size": self.vocab_size,
             "plain_text_markers": False,
         }
+
+
+def _inner_tokenizer(backend: Any) -> Any:
+    """The tokenizer for text that does not stand at the very beginning.
+
+    SentencePiece tokenizers converted with ``prepend_scheme: first`` put a space before the first text only.
+    """
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    before = backend.pre_tokenizer
+    if not isinstance(before, pre_tokenizers.Metaspace) or before.prepend_scheme != "first":
+        return backend
+    inner = Tokenizer.from_str(backend.to_str())
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(replacement=before.replacement, prepend_scheme="never", split=before.split)
+    return inner
 
 
 def _template_of(name: str, tokenizer: Any, special: set[str]) -> tuple[str, bool]:

@@ -7,13 +7,15 @@ in a pack through ``position_ids`` that begin at 0 for each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-__all__ = ["collate", "fewest_packs", "pack", "pack_windows"]
+__all__ = ["collate", "fewest_packs", "pack", "pack_rows"]
 
 Int = npt.NDArray[np.int64]
 _IGNORE = -100
@@ -96,9 +98,7 @@ class _Rooms:
         return None
 
 
-def collate(
-    examples: Sequence[Mapping[str, Any]], *, length: int | None = None, pad_id: int = 0
-) -> dict[str, npt.NDArray[Any]]:
+def collate(examples: Sequence[Mapping[str, Any]], *, length: int | None = None, pad_id: int = 0) -> dict[str, npt.NDArray[Any]]:
     """One pack as arrays of shape [tokens]: ``input_ids``, ``position_ids``, ``labels`` (int64), ``loss_weights`` (float32).
 
     ``examples`` have ``input_ids`` and ``loss_weights``. ``position_ids`` begin at 0 for each example; the
@@ -126,22 +126,35 @@ def collate(
     }
 
 
-def pack_windows(
-    examples: Iterator[Mapping[str, Any]], capacity: int, window: int
-) -> Iterator[list[Mapping[str, Any]]]:
-    """Packs of a stream, window by window of ``window`` examples, so that memory stays bounded.
+def pack_rows(dataset: Any, capacity: int, *, window: int = 10_000) -> Any:
+    """A lazy ``ray.data.Dataset`` of packs from one of template rows (``id, input_ids, loss_weights``).
 
-    The packs depend only on the order of the stream, not on how it was cut into blocks.
+    Each window of ``window`` rows, in order, is packed by itself, so that memory stays bounded and the packs
+    depend on the rows' order alone, not on how they were cut into blocks. Columns: ``ids`` and, of at most
+    ``capacity`` tokens, what :func:`collate` gives, without padding.
     """
-    waiting: list[Mapping[str, Any]] = []
-    for example in examples:
-        waiting.append(example)
-        if len(waiting) == window:
-            yield from _packed(waiting, capacity)
-            waiting = []
-    yield from _packed(waiting, capacity)
+    windows = dataset.select_columns(["id", "input_ids", "loss_weights"]).repartition(
+        target_num_rows_per_block=window, strict=True
+    )
+    return windows.map_batches(_PackWindow(capacity), batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
 
 
-def _packed(examples: Sequence[Mapping[str, Any]], capacity: int) -> Iterator[list[Mapping[str, Any]]]:
-    for indices in pack([len(example["input_ids"]) for example in examples], capacity):
-        yield [examples[index] for index in indices]
+@dataclass(frozen=True)
+class _PackWindow:
+    capacity: int
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        rows = table.to_pylist()
+        packs = [[rows[index] for index in indices] for indices in pack([len(row["input_ids"]) for row in rows], self.capacity)]
+        arrays = [collate(examples) for examples in packs]
+        columns: dict[str, Any] = {
+            "ids": pa.array([[str(row["id"]) for row in examples] for examples in packs], pa.list_(pa.string()))
+        }
+        for name, kind in (
+            ("input_ids", pa.int32()),
+            ("position_ids", pa.int32()),
+            ("labels", pa.int32()),
+            ("loss_weights", pa.float32()),
+        ):
+            columns[name] = pa.array([item[name] for item in arrays], pa.list_(kind))
+        return pa.table(columns)

@@ -25,13 +25,13 @@ _PREFIX = "mistral-common/"
 def load(name: str, *, prompt_loss_weight: float = 0.0) -> ChatTokenizer:
     """The chat tokenizer called ``name``: a hub name, a folder, ``embedded/smollm2-135m`` or ``mistral-common/...``.
 
-    A folder with a Mistral tokenizer file (tekken.json, tokenizer.model.v3) is read by mistral-common.
+    A model with a Mistral tokenizer file (tekken.json, tokenizer.model.v3) is read by mistral-common.
     Raises ConfigError for a name that leads nowhere, TemplateError for a template that cannot be used.
     """
     if name.startswith(_PREFIX):
         return _mistral(name, _bundled(name), prompt_loss_weight)
     source = resolve_model(name)
-    own = _mistral_file(Path(source)) if Path(source).is_dir() else None
+    own = _mistral_file(source)
     if own is not None:
         return _mistral(name, own, prompt_loss_weight)
     return _hugging_face(name, source, prompt_loss_weight)
@@ -58,9 +58,22 @@ def _bundled(name: str) -> Path:
     return file
 
 
-def _mistral_file(folder: Path) -> Path | None:
-    files = [*folder.glob("tekken*.json"), *folder.glob("*.model.v*")]
-    return sorted(files)[-1] if files else None
+def _mistral_file(source: str) -> Path | None:
+    """A tokenizer file of Mistral's own in a folder or, for a model of theirs, on the hub."""
+    if Path(source).is_dir():
+        files = [*sorted(Path(source).glob("tekken*.json")), *sorted(Path(source).glob("*.model.v*"), reverse=True)]
+        return files[0] if files else None
+    if not any(word in source.lower() for word in ("mistral", "mixtral", "ministral", "codestral", "magistral")):
+        return None
+    from transformers.utils import cached_file
+
+    for file in ("tekken.json", *(f"tokenizer.model.v{version}" for version in (7, 3, 2, 1))):
+        found = cached_file(
+            source, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+        if found is not None:
+            return Path(found)
+    return None
 
 
 def _hugging_face(name: str, source: str, prompt_loss_weight: float) -> ChatTokenizer:
