@@ -14,6 +14,7 @@ from tunemill.errors import ConfigError
 __all__ = ["DedupConfig", "Preference", "parse_preference"]
 
 Preference = Literal["longest", "shortest", "first", "last", "closest_to_centre", "farthest_from_centre", "column"]
+_SHOWN_BELOW = 0.02
 _PREFERENCES = ("longest", "shortest", "first", "last", "closest_to_centre", "farthest_from_centre")
 
 
@@ -30,7 +31,8 @@ class DedupConfig:
     """greedy drops a row only if a kept row is at or above the threshold; components keeps one row of each
     connected component, which can leave rows without a survivor that close (orphans)."""
     pair_floor: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Store pairs down to this cosine, so that --reuse-pairs can answer for any threshold above it; null: the threshold."""
+    """Store pairs down to this cosine, so that --reuse-pairs can answer for any threshold above it; null: 0.02 below
+    the threshold, which lets the report show pairs on both sides of it."""
     reuse_pairs: bool = False
     """Answer from the pairs that an earlier run in this folder stored, without searching again."""
     mode: Literal["exact", "approximate"] = "exact"
@@ -86,7 +88,13 @@ class DedupConfig:
     @property
     def floor(self) -> float:
         """The cosine down to which pairs are searched and stored."""
-        return self.threshold if self.pair_floor is None else self.pair_floor
+        if self.pair_floor is not None:
+            return self.pair_floor
+        return (
+            self.threshold
+            if self.text_thresholds
+            else max(round(self.threshold - _SHOWN_BELOW, 6), min(self.threshold, _SHOWN_BELOW))
+        )
 
 
 def parse_preference(prefer: str) -> tuple[Preference, str | None]:

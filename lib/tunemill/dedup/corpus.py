@@ -136,7 +136,9 @@ def _build(tables: list[pa.Table], has_texts: bool, has_score: bool, groups: int
     ids = ids[order].astype(str)
     doubled = np.flatnonzero(ids[1:] == ids[:-1])
     if len(doubled):
-        raise DataError(f"{where}: id {ids[doubled[0]]!r} occurs more than once ({len(doubled)} such rows); ids must be unique")
+        raise DataError(
+            f"{where}: id {str(ids[doubled[0]])!r} occurs more than once ({len(doubled)} such rows); ids must be unique"
+        )
     parts = [_matrix(tables, i, groups, where) for i in range(groups)]
     tables = [table.drop_columns([f"vector{i}" for i in range(groups)]) for table in tables]
     rows, rescaled = _unit_rows(parts, order, ids, where)
@@ -214,7 +216,7 @@ def _unit_rows(parts: list[np.ndarray], order: np.ndarray, ids: np.ndarray, wher
             if len(bad):
                 what = "is all zeros" if norms[bad[0]] == 0 else "holds NaN or infinity"
                 raise DataError(
-                    f"{where}: the embedding of row {ids[start + bad[0]]!r} {what}; leave such rows out or embed them again"
+                    f"{where}: the embedding of row {str(ids[start + bad[0]])!r} {what}; leave such rows out or embed them again"
                 )
             off = np.abs(norms - 1) > _UNIT_TOLERANCE
             off_unit[start : start + len(block)] |= off

@@ -17,7 +17,7 @@ from tunemill.dedup.shards import Ledger, Shard, Work, cut, search_key
 from tunemill.dedup.threads import cores
 from tunemill.store import Location
 
-__all__ = ["FIXED", "HOT", "Found", "Runner", "in_process", "on_ray", "search"]
+__all__ = ["FIXED", "HOT", "Found", "Runner", "in_process", "lay_out_shards", "on_ray", "search"]
 
 FIXED, HOT = 1, 2
 """Bits of the code: rows that stay whatever happens, and rows whose pairs among each other are not listed."""
@@ -66,7 +66,7 @@ def search(
     hot = _hot_rows(vectors, thresholds, plan, max_pairs, seed)
     code[hot] |= HOT
     check_disk(ledger, min(plan.estimate.get("expected_pairs", 0.0), float(max_pairs)))
-    layout = _layout(plan, vectors, thresholds, shards)
+    layout = lay_out_shards(plan, vectors, thresholds, shards)
     todo = cut(layout, shards, plan.centroids)
     done = book.finished()
     note(_announcement(plan, len(todo), len(done), len(hot)))
@@ -127,7 +127,8 @@ def _hot_rows(vectors: Vectors, thresholds: Sequence[float], plan: SearchPlan, m
     return find_hot(vectors, float(np.mean(thresholds)), max_pairs, seed=seed)
 
 
-def _layout(plan: SearchPlan, vectors: Vectors, thresholds: Sequence[float], shards: int) -> Layout:
+def lay_out_shards(plan: SearchPlan, vectors: Vectors, thresholds: Sequence[float], shards: int) -> Layout:
+    """The cells of a plan filled with rows; brute force in chunks small enough for every shard to get several."""
     if plan.centroids is None:
         return Chunks(len(vectors), max(256, min(8192, len(vectors) // (8 * shards))))
     sketches = plan.sketch.of(vectors.rows, cores())
