@@ -57,7 +57,13 @@ def _config() -> dict[str, Any]:
             "variables": {"sentiment": list(LABELS), "topics": ["bridges", "markets", HOSTILE]},
             "label": "sentiment",
             "models": [
-                {"name": name, "provider": "openai", "model": "x", "price": {"input": 0.1, "output": 0.4}, "limits": {"rpm": 600}}
+                {
+                    "name": name,
+                    "provider": "openai",
+                    "model": name,
+                    "price": {"input": 0.1, "output": 0.4},
+                    "limits": {"rpm": 600},
+                }
                 for name in MODELS
             ],
         },

@@ -97,6 +97,7 @@ def test_the_head_tells_the_result(finished: Location) -> None:
     assert re.search(r"240 calls became \d+ training-ready rows", text)
     assert re.search(r"accuracy rose from 0\.\d{3} to [01]\.\d{3} \(difference \+0\.\d{3}, 95 % interval", text)
     assert "Spending cap $5.00" in text
+    assert "120 prompts for each model from 3 different ones" in text
 
 
 def test_right_to_left_texts_set_their_own_direction(finished: Location) -> None:
