@@ -31,7 +31,7 @@ class Params:
     top_k: Annotated[int, Field(ge=1)] | None = None
     """Sample from the k likeliest tokens; null leaves the server's default."""
     max_tokens: Annotated[int, Field(ge=1)] = 200
-    """Longest answer in tokens."""
+    """Longest answer in tokens, hidden reasoning included where a model does some."""
     stop: tuple[str, ...] = ()
     """Texts at which the answer ends."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None

@@ -24,6 +24,7 @@ SLOTS = 8
 SLOT_TOKENS = 2048
 """Longest prompt and answer together."""
 _MOST_THREADS = 8
+_CONNECTIONS = 128
 
 
 class EmbeddedServer:
@@ -53,7 +54,8 @@ def start_server(*, host: str = "127.0.0.1", port: int = 0, threads: int = 2, sl
     params.hostnames, params.port = [host], port
     params.n_parallel, params.n_ctx, params.cont_batching = slots, SLOT_TOKENS * slots, True
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.n_threads_http = slots + 2
+    # a thread serves one connection as long as it is kept alive; the callers' other connections would starve
+    params.n_threads_http = _CONNECTIONS
     # saves a quarter of the time, since most of a prompt is the same; other CPUs' kernels may round by batch
     params.cache_prompt = platform.machine().lower() in ("x86_64", "amd64")
     params.cache_ram_mib, params.fit_params = 0, False

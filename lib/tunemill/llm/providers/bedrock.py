@@ -115,6 +115,8 @@ class Bedrock(_BedrockBase):
     def check(self, model: ModelConfig) -> None:
         """Parameters, body format, region and address; credentials are boto3's and are checked when its client is made."""
         check_params(model, takes(model))
+        if model.api_key_env is not None:
+            raise ConfigError(f"models.{model.name}: api_key_env is set, but bedrock uses AWS credentials; leave it out")
         self.endpoint(model)
 
     def build(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from typing import Any
 
 import boto3
@@ -55,9 +56,9 @@ def send(model: ModelConfig, wire: WireRequest, *, pool: int = 64) -> WireRespon
 
 def check_credentials(model: ModelConfig) -> None:
     """ConfigError where boto3 finds no credentials; reads files and the environment, calls nobody but the metadata service."""
-    if boto3.session.Session().get_credentials() is None:
+    if "AWS_BEARER_TOKEN_BEDROCK" not in os.environ and boto3.session.Session().get_credentials() is None:
         raise ConfigError(
-            f"models.{model.name}: no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role"
+            f"models.{model.name}: no AWS credentials: set AWS_PROFILE, AWS_ACCESS_KEY_ID with its secret, or AWS_BEARER_TOKEN_BEDROCK"
         )
 
 
