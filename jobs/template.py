@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from tunemill.chat.show import show_samples
 from tunemill.chat.stage import STAGE
-
-from tunemill.cli import run_main
-from tunemill.runner import run_stage_job
+from tunemill.cli import parse, run_main
+from tunemill.runner import run_stage_job, stage_command
 
 USAGE = """
 usage: tunemill template --config run.yaml
@@ -18,8 +18,12 @@ usage: tunemill template --config run.yaml
 
 
 def run(argv: Sequence[str]) -> None:
-    """Run the stage, alone or within a run."""
-    run_stage_job(STAGE, argv, USAGE)
+    """Run the stage, alone or within a run, and print samples when asked."""
+    manifest = run_stage_job(STAGE, argv, USAGE)
+    count = int(parse(stage_command(STAGE, USAGE), argv).values.get("show") or 0)
+    if count:
+        samples = manifest.details["samples"][:count]
+        sys.stdout.write(f"{show_samples(samples, colour=sys.stdout.isatty())}\n")
 
 
 if __name__ == "__main__":

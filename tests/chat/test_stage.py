@@ -11,8 +11,10 @@ import pytest
 
 from chat.toy import GOOD, real_conversations, toy_tokenizer
 from tunemill.chat.config import TemplateConfig
-from tunemill.chat.show import show_rows
+from tunemill.chat.probes import conversation
+from tunemill.chat.show import sample_of, show_samples
 from tunemill.chat.stage import STAGE
+from tunemill.chat.tokenizer import load
 from tunemill.errors import ConfigError, DataError, TemplateError
 from tunemill.progress import Progress
 from tunemill.stage import new_context, run_stage
@@ -118,9 +120,9 @@ def test_the_same_rows_give_the_same_table(tmp_path: Path) -> None:
 
 
 def test_shown_samples_mark_the_trained_tokens() -> None:
-    """Trained text stands in colour, or between signs; rows that are left out say why."""
-    config = TemplateConfig(tokenizer="mistral-common/v3")
-    rows = [{"id": "a", "conversations": GOOD_TURNS}, {"id": "b", "conversations": GOOD_TURNS[:1]}]
-    plain = show_rows(rows, config, colour=False)
-    assert plain == "# a: 8 tokens, 3 trained\n<s>[INST]Where?[/INST]»Here.</s>«\n\n# b: left out, no_answer"
-    assert "\x1b[30;42mHere.</s>\x1b[0m" in show_rows(rows[:1], config)
+    """Trained text stands in colour, or between signs; with a prompt weight of 1 too only answers count as trained."""
+    tokenizer = load("mistral-common/v3", prompt_loss_weight=1.0)
+    sample = sample_of(tokenizer, "a", tokenizer.encode(conversation("Where?", "Here.", "x", "y")))
+    text = "# a: 13 tokens, 5 trained\n<s>[INST]Where?[/INST]»Here.</s>«[INST]x[/INST]»y</s>«"
+    assert show_samples([sample, sample], colour=False) == f"{text}\n\n{text}"
+    assert "\x1b[30;42mHere.</s>\x1b[0m" in show_samples([sample])

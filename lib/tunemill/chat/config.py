@@ -50,8 +50,8 @@ class TemplateConfig(ConversationRules):
     """Loss weight of the tokens before answers (template, system and user texts); 0.01 to 0.1 helps with short answers."""
     proof_rows: Annotated[int, Field(ge=0)] = operational(64)
     """Rows of the input that the template proof is run on, besides its own probes."""
-    show: Annotated[int, Field(ge=0)] = operational(0)
-    """Print this many examples with the trained tokens coloured, and stop."""
+    show: Annotated[int, Field(ge=0, le=20)] = operational(0)
+    """At the end print this many examples (at most 20) with the trained tokens coloured."""
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None and not self.tokenizer.strip():

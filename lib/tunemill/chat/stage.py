@@ -21,16 +21,16 @@ from tunemill.chat.conversations import COLUMNS, Conversation, read_row, recogni
 from tunemill.chat.encoded import ChatTokenizer, Encoded, refused
 from tunemill.chat.lengths import fit
 from tunemill.chat.proof import Check, prove
-from tunemill.chat.show import parts_of
+from tunemill.chat.show import sample_of
 from tunemill.chat.tokenizer import load
 from tunemill.errors import ConfigError, DataError
 from tunemill.stage import Outcome, Source, Stage, StageContext, commit_rows, write_table
 
-__all__ = ["STAGE", "execute", "template_rows"]
+__all__ = ["STAGE", "check", "check_columns", "execute", "template_rows"]
 
 _BATCH_ROWS = 256
 _CARRIED = ("split", "label", "text", "group")
-_SAMPLES = 5
+_SAMPLES = 20
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _MADE = {
     "messages": _MESSAGES,
@@ -46,11 +46,8 @@ _DROPPED_COLUMNS = ("id", "reason", "split", "label", "n_tokens", "answer_tokens
 
 def execute(context: StageContext, source: Source, config: TemplateConfig) -> Outcome:
     """Prove the template, then encode every row; details carry the proof and samples, ``lengths`` the lengths."""
-    if config.tokenizer is None:
-        raise ConfigError("template.tokenizer is null: name the model's tokenizer, such as mistral-common/v3 or a folder")
+    tokenizer = _tokenizer(config)
     check_columns(source.columns(), config)
-    tokenizer = load(config.tokenizer, prompt_loss_weight=config.prompt_loss_weight)
-    prove(tokenizer)
     dataset = source.dataset()
     rows = dataset.take(max(config.proof_rows, _SAMPLES))
     proof, samples = _prove_rows(tokenizer, rows, config)
@@ -75,6 +72,17 @@ def execute(context: StageContext, source: Source, config: TemplateConfig) -> Ou
     }
     files = {**outcome.files, "lengths": [write_table(context, "lengths", lengths)]}
     return replace(outcome, files=files, details=details)
+
+
+def check(config: TemplateConfig) -> None:
+    """Before anything runs: ConfigError or TemplateError unless the template can be proven on the built-in probes."""
+    prove(_tokenizer(config))
+
+
+def _tokenizer(config: TemplateConfig) -> ChatTokenizer:
+    if config.tokenizer is None:
+        raise ConfigError("template.tokenizer is null: name the model's tokenizer, such as mistral-common/v3 or a folder")
+    return _loaded(config.tokenizer, config.prompt_loss_weight)
 
 
 def check_columns(columns: Sequence[str], config: TemplateConfig) -> None:
@@ -113,7 +121,7 @@ class _EncodeRows:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows = table.to_pylist()
-        tokenizer = _loaded(str(self.config.tokenizer), self.config.prompt_loss_weight)
+        tokenizer = _tokenizer(self.config)
         made = [_made(*result) for result in _encode(tokenizer, rows, self.config)]
         carried = {name: table[name] for name in ("id", *_CARRIED) if name in table.column_names}
         columns = {name: pa.array([row[name] for row in made], kind) for name, kind in _MADE.items()}
@@ -163,11 +171,8 @@ def _prove_rows(
     good = [(name, conversation.messages) for name, conversation in conversations if conversation.reason is None]
     proof = prove(tokenizer, [messages for _, messages in good[: config.proof_rows]])
     encoded = tokenizer.encode_batch([messages for _, messages in good[:_SAMPLES]])
-    samples = [
-        {"id": name, "parts": [{"text": text, "trained": trained} for text, trained in parts_of(tokenizer, encoding)]}
-        for (name, _), encoding in zip(good, encoded, strict=False)
-        if encoding.reason is None
-    ]
+    pairs = zip(good, encoded, strict=False)
+    samples = [sample_of(tokenizer, name, encoding) for (name, _), encoding in pairs if encoding.reason is None]
     return proof, samples
 
 
@@ -201,4 +206,4 @@ def _why_none(dropped: Mapping[str, int], lengths: pa.Table, config: TemplateCon
     return f"all were dropped ({reasons}); template.max_length is {config.max_length}, the shortest example has {shortest} tokens"
 
 
-STAGE = Stage(name="template", config_type=TemplateConfig, execute=execute)
+STAGE = Stage(name="template", config_type=TemplateConfig, execute=execute, check=check)
