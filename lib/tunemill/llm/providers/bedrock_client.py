@@ -57,9 +57,8 @@ def send(model: ModelConfig, wire: WireRequest, *, pool: int = 64) -> WireRespon
 def check_credentials(model: ModelConfig) -> None:
     """ConfigError where boto3 finds no credentials; reads files and the environment, calls nobody but the metadata service."""
     if "AWS_BEARER_TOKEN_BEDROCK" not in os.environ and boto3.session.Session().get_credentials() is None:
-        raise ConfigError(
-            f"models.{model.name}: no AWS credentials: set AWS_PROFILE, AWS_ACCESS_KEY_ID with its secret, or AWS_BEARER_TOKEN_BEDROCK"
-        )
+        ways = "set AWS_PROFILE, AWS_BEARER_TOKEN_BEDROCK, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        raise ConfigError(f"models.{model.name}: no AWS credentials: {ways}")
 
 
 @functools.lru_cache(maxsize=64)
