@@ -37,7 +37,7 @@ PADDED = ["Sure! Here is a sentence with a strong feeling:\n{}\nLet me know if y
 def answers() -> list[dict[str, str]]:
     """Forty answers, every other one padded."""
     return [
-        {"answer": PADDED[i % 2].format(f"{text} ({day})"), "wanted": f"{text} ({day})"}
+        {"answer": PADDED[i % 2].format(f"{day} – {text}"), "wanted": f"{day} – {text}"}
         for day in ("Monday", "Friday")
         for text in WANTED
         for i in range(2)

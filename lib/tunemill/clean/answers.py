@@ -14,7 +14,7 @@ from tunemill.clean.keywords import Patterns
 from tunemill.clean.padding_clusters import Clusters, choose
 from tunemill.clean.segments import split_segments, trimmed
 
-__all__ = ["Places", "Splitter", "decide", "is_sampled", "segment_table"]
+__all__ = ["SEGMENTS", "Counts", "Places", "Splitter", "decide", "lowest", "segment_table", "shown"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,24 +46,56 @@ class Places:
         return {text: i for i, text in enumerate(self.texts)}
 
 
-def is_sampled(identity: str, share: float, seed: int) -> bool:
-    """Whether an answer is among the fitted ones: decided by its id alone."""
-    digest = hashlib.blake2b(f"{seed}:{identity}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What a block or a corpus holds."""
+
+    answers: int = 0
+    segments: int = 0
+    several: int = 0
+    """Answers of several segments."""
+
+    def plus(self, other: Counts) -> Counts:
+        """The sums."""
+        return Counts(
+            answers=self.answers + other.answers, segments=self.segments + other.segments, several=self.several + other.several
+        )
 
 
-def segment_table(ids: Sequence[str], texts: Sequence[str | None], splitter: Splitter, *, share: float, seed: int) -> pa.Table:
-    """The segments of the sampled answers: ``id, segment`` (place in the answer), ``text``."""
+SEGMENTS = pa.schema([("id", pa.string()), ("segment", pa.int64()), ("text", pa.string()), ("draw", pa.uint64())])
+
+
+def segment_table(ids: Sequence[str], texts: Sequence[str | None], splitter: Splitter, seed: int) -> tuple[pa.Table, Counts]:
+    """The segments of some answers: ``id, segment`` (place in the answer), ``text, draw`` (a hash of seed and id)."""
     split = splitter.open()
+    answers = [split(text) for text in texts]
     rows = [
-        (identity, i, segment)
-        for identity, text in zip(ids, texts, strict=True)
-        if is_sampled(identity, share, seed)
-        for i, segment in enumerate(split(text))
+        {"id": identity, "segment": i, "text": segment, "draw": _draw(identity, seed)}
+        for identity, segments in zip(ids, answers, strict=True)
+        for i, segment in enumerate(segments)
     ]
-    columns = zip(*rows, strict=True) if rows else ([], [], [])
-    kinds = (("id", pa.string()), ("segment", pa.int64()), ("text", pa.string()))
-    return pa.table({name: pa.array(list(values), kind) for (name, kind), values in zip(kinds, columns, strict=True)})
+    counts = Counts(answers=len(answers), segments=len(rows), several=sum(len(segments) > 1 for segments in answers))
+    return pa.Table.from_pylist(rows, schema=SEGMENTS), counts
+
+
+def lowest(table: pa.Table, most: int) -> pa.Table:
+    """The segments of the answers with the lowest draws, whole answers only, about ``most`` rows at most.
+
+    The lowest of a whole are among the lowest of its parts, so parts can be thinned out one by one.
+    """
+    if len(table) <= most:
+        return table
+    ordered = table.sort_by([("draw", "ascending"), ("id", "ascending"), ("segment", "ascending")])
+    ids = ordered.slice(0, most + 1)["id"].to_pylist()
+    end = most
+    while end > 0 and ids[end] == ids[end - 1]:
+        end -= 1
+    return ordered.slice(0, end or most)
+
+
+def _draw(identity: str, seed: int) -> int:
+    digest = hashlib.blake2b(f"{seed}:{identity}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 def decide(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from tunemill.clean.answers import Places, Splitter, decide, segment_table, shown
+from tunemill.clean.answers import SEGMENTS, Counts, Places, Splitter, decide, lowest, segment_table, shown
 from tunemill.clean.config import CleanConfig
 from tunemill.clean.keywords import Patterns, load_patterns
 from tunemill.clean.padding_clusters import Clusters, fit_clusters
@@ -57,8 +59,11 @@ def execute(context: StageContext, source: Source, config: CleanConfig) -> Outco
         raise DataError(f"clean: no column 'id'{nearest_column('id', columns)}; name one with --id-column")
     connect()
     splitter = Splitter(load_patterns(config))
-    fit, facts = _fit(source, config, splitter, identity, context.seed) if config.method == "padding_clusters" else (None, {})
-    cleaned = _decided(source, config, fit, splitter, identity)
+    answers = source.dataset()
+    fit, facts = _fit(answers, config, splitter, identity, context.seed) if config.method == "padding_clusters" else (None, {})
+    if fit is not None and facts["segments"] > len(fit.table):
+        answers = answers.repartition(target_num_rows_per_block=_DECIDE_ROWS)
+    cleaned = _decided(answers, config, fit, splitter, identity)
     plain = [name for name in columns if name not in {*_FIRST, *_OF_CALLS, "reason"}]
     outcome = commit_rows(
         context,
@@ -74,39 +79,19 @@ def execute(context: StageContext, source: Source, config: CleanConfig) -> Outco
     return dataclasses.replace(outcome, files=files, details={"method": config.method, **facts, **details})
 
 
-def _fit(source: Source, config: CleanConfig, splitter: Splitter, identity: str, seed: int) -> tuple[Fit | None, dict[str, Any]]:
+def _fit(answers: Any, config: CleanConfig, splitter: Splitter, identity: str, seed: int) -> tuple[Fit | None, dict[str, Any]]:
     """Clusters of a sample of the answers; None where no answer has several segments."""
-    import ray.data
-
-    from tunemill.embed.stage import add_embeddings
-
-    counts = _counts(source, config, splitter)
+    table, counts = _segments(answers, config, splitter, identity, seed)
     facts: dict[str, Any] = {
-        "answers": counts[0],
-        "segments": counts[1],
-        "answers_of_several": counts[2],
+        "answers": counts.answers,
+        "segments": counts.segments,
+        "answers_of_several": counts.several,
         "patterns": len(splitter.patterns),
     }
-    if not counts[2]:
+    if not counts.several or not len(table):
         return None, facts
-    share = min(1.0, config.fit_segments / counts[1])
-
-    def sample(batch: pa.Table) -> pa.Table:
-        ids, texts = batch[identity].to_pylist(), batch[config.text_column].to_pylist()
-        return segment_table([str(i) for i in ids], texts, splitter, share=share, seed=seed)
-
-    parts = source.dataset().map_batches(sample, batch_size=None, batch_format="pyarrow")
-    tables = [t for t in parts.iter_batches(batch_size=None, batch_format="pyarrow") if len(t)]
-    if not tables:
-        return None, facts
-    table = pa.concat_tables(tables).sort_by([("id", "ascending"), ("segment", "ascending")])
     texts = sorted(set(table["text"].to_pylist()))
-    blocks = -(-len(texts) // _EMBED_ROWS)
-    distinct = ray.data.from_arrow(pa.table({"text": texts})).repartition(blocks)
-    embedded = add_embeddings(distinct, config.embed, text_column="text")
-    batches = list(embedded.iter_batches(batch_size=None, batch_format="pyarrow"))
-    vectors = dict(zip(_texts(batches), np.concatenate([_matrix(b["embedding"]) for b in batches]), strict=True))
-    matrix = np.stack([vectors[text] for text in texts])
+    matrix = _vectors(texts, config)
     place = {text: i for i, text in enumerate(texts)}
     rows = np.array([place[text] for text in table["text"].to_pylist()])
     patterns = Patterns(splitter.patterns)
@@ -126,28 +111,47 @@ def _fit(source: Source, config: CleanConfig, splitter: Splitter, identity: str,
     return Fit(clusters=clusters, places=Places(tuple(texts), labels, distances), table=table, points=points), facts
 
 
-def _counts(source: Source, config: CleanConfig, splitter: Splitter) -> tuple[int, int, int]:
-    """Answers, segments, and answers of several segments."""
+def _segments(answers: Any, config: CleanConfig, splitter: Splitter, identity: str, seed: int) -> tuple[pa.Table, Counts]:
+    """The segments to fit on, sorted by answer, and what there is in all; one pass."""
 
-    def count(batch: pa.Table) -> pa.Table:
-        split = splitter.open()
-        sizes = [len(split(text)) for text in batch[config.text_column].cast(pa.string()).to_pylist()]
-        return pa.table({"answers": [len(sizes)], "segments": [sum(sizes)], "several": [sum(size > 1 for size in sizes)]})
+    def split(batch: pa.Table) -> pa.Table:
+        ids = [str(value) for value in batch[identity].to_pylist()]
+        table, counts = segment_table(ids, batch[config.text_column].cast(pa.string()).to_pylist(), splitter, seed)
+        # The counts travel as a row of their own, so that one pass gives both.
+        total = {"id": json.dumps(dataclasses.asdict(counts)), "segment": -1, "text": "", "draw": 0}
+        return pa.concat_tables([lowest(table, config.fit_segments), pa.Table.from_pylist([total], schema=SEGMENTS)])
 
-    found = source.dataset().map_batches(count, batch_size=None, batch_format="pyarrow").take_all()
-    return tuple(sum(row[key] for row in found) for key in ("answers", "segments", "several"))
+    found, counts = SEGMENTS.empty_table(), Counts()
+    for part in answers.map_batches(split, batch_size=None, batch_format="pyarrow").iter_batches(
+        batch_size=None, batch_format="pyarrow"
+    ):
+        totals = pc.equal(part["segment"], -1)
+        for text in part.filter(totals)["id"].to_pylist():
+            counts = counts.plus(Counts(**json.loads(text)))
+        found = lowest(pa.concat_tables([found, part.filter(pc.invert(totals))]), config.fit_segments)
+    return found.sort_by([("id", "ascending"), ("segment", "ascending")]), counts
 
 
-def _decided(source: Source, config: CleanConfig, fit: Fit | None, splitter: Splitter, identity: str) -> Any:
+def _vectors(texts: list[str], config: CleanConfig) -> np.ndarray:
+    """Vectors of different texts, float32 [n, d]; zero where the model gave nothing finite."""
+    import ray.data
+
+    from tunemill.embed.stage import add_embeddings
+
+    distinct = ray.data.from_arrow(pa.table({"text": texts})).repartition(-(-len(texts) // _EMBED_ROWS))
+    found: dict[str, Any] = {}
+    for batch in add_embeddings(distinct, config.embed, text_column="text").iter_batches(batch_size=None, batch_format="pyarrow"):
+        found.update(zip(batch["text"].to_pylist(), batch["embedding"].to_pylist(), strict=True))
+    return np.nan_to_num(np.array([found[text] for text in texts], dtype=np.float32))
+
+
+def _decided(answers: Any, config: CleanConfig, fit: Fit | None, splitter: Splitter, identity: str) -> Any:
     """The answers with their kept text and ``reason``; models are only loaded where segments lie outside the fit."""
     import ray.data
 
     from tunemill.resources import cluster_resources
 
     known = None if fit is None else ray.put((fit.clusters, fit.places))
-    answers = source.dataset()
-    if fit is not None and len(fit.table) >= config.fit_segments:
-        answers = answers.repartition(target_num_rows_per_block=_DECIDE_ROWS)
     most = config.workers or max(1, cluster_resources()[0] - 1)
     return answers.map_batches(
         _Decide,
@@ -248,15 +252,6 @@ def _account(fit: Fit, splitter: Splitter) -> tuple[pa.Table, dict[str, Any]]:
 def _numbered(table: pa.Table) -> np.ndarray:
     """The answers' numbers for each segment row, int64 [n]."""
     return np.unique(np.array(table["id"].to_pylist(), dtype=object), return_inverse=True)[1]
-
-
-def _texts(batches: list[pa.Table]) -> list[str]:
-    return [text for batch in batches for text in batch["text"].to_pylist()]
-
-
-def _matrix(column: Any) -> np.ndarray:
-    """A column of vectors as float32 [n, d]; vectors that are not finite become zero."""
-    return np.nan_to_num(np.array(column.to_pylist(), dtype=np.float32))
 
 
 STAGE = Stage(name="clean", config_type=CleanConfig, execute=execute, check=check)
