@@ -73,6 +73,8 @@ def drawn(title: str, width: float, height: float, *, columns: int = 1, rows: in
         # The browser has the fonts that matplotlib measures text without.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
+        # Labels longer than the picture leave no room; it is drawn all the same.
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
         figure = Figure(figsize=(width / 100, height / 100), layout="constrained")
         canvas = Canvas(figure, figure.subplots(rows, columns, **options))
         yield canvas

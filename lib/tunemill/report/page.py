@@ -53,6 +53,8 @@ def _number(value: Any) -> str:
     """A count with thousands separators; a dash for nothing."""
     if value is None or value == "":
         return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 

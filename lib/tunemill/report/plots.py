@@ -25,6 +25,10 @@ __all__ = [
 
 Values = npt.NDArray[np.float64]
 
+_FURTHER = ("#332288", "#882255", "#117733", "#aa7733")
+_MOST_NUMBERED = 12
+_MOST_CHARACTERS = 18
+
 
 def _counts(axis: Any) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -95,16 +99,19 @@ def lengths(series: Mapping[str, Values], cut: float | None) -> Markup:
             counts, _ = np.histogram(values, bins=edges)
             axes.stairs(counts, edges, fill=True, color=colour, alpha=0.9)
             axes.set_title(f"{name}, median {np.median(values):,.0f}, longest {values.max():,.0f}", pad=3)
+            axes.set_ylabel("rows")
             _counts(axes.yaxis)
             axes.grid(axis="y")
         last = canvas.axes[-1, 0]
         last.set(xlabel="tokens", xlim=(0, edges[-1]))
         _counts(last.xaxis)
         if cut is not None and cut <= edges[-1]:
-            for axes in canvas.axes[:-1, 0]:
-                axes.set_ylabel("rows")
             _mark(last, cut, f"limit {cut:,.0f}")
-        last.set_ylabel("rows")
+        elif cut is not None:
+            last.annotate(
+                f"limit {cut:,.0f} →", (1, 1), xycoords="axes fraction", xytext=(0, -2), textcoords="offset points",
+                ha="right", va="top", color=SERIES[1], fontsize=8.5,
+            )  # fmt: skip
     return canvas.svg
 
 
@@ -152,7 +159,7 @@ def stacked(rows: Mapping[str, Mapping[str, int]], labels: Sequence[str]) -> Mar
             start = 0.0
             for label, colour in zip(labels, _cycle(len(labels)), strict=True):
                 share = counts.get(label, 0) / total
-                axes.barh(place, share, left=start, height=0.72, color=colour, label=label if not place else None)
+                axes.barh(place, share, left=start, height=0.72, color=colour, label=_short(label) if not place else None)
                 if share > 0.07:
                     axes.text(
                         start + share / 2, place, f"{counts[label]:,}", ha="center", va="center", color="#ffffff", fontsize=8
@@ -170,7 +177,7 @@ def stacked(rows: Mapping[str, Mapping[str, int]], labels: Sequence[str]) -> Mar
 
 
 def _cycle(count: int) -> list[str]:
-    return [SERIES[i % len(SERIES)] for i in range(count)]
+    return [(*SERIES, *_FURTHER)[i % (len(SERIES) + len(_FURTHER))] for i in range(count)]
 
 
 def curve(steps: Values, losses: Values, checked: Sequence[tuple[float, float]], rates: Sequence[tuple[float, float]]) -> Markup:
@@ -207,28 +214,39 @@ def _smoothed(values: Values) -> Values:
 
 def confusion(matrices: Mapping[str, Sequence[Sequence[int]]], labels: Sequence[str]) -> Markup:
     """Matrices of counts side by side; colour is the share within the right label's row."""
-    size = 110 + min(46 * len(labels), 360)
-    with drawn("confusion matrices", min(size * len(matrices), 960), size, columns=len(matrices), squeeze=False) as canvas:
+    names = [_short(label) for label in labels]
+    longest = max(map(len, names))
+    upright = len(labels) * longest <= 24
+    cells = min(46 * len(labels), 360)
+    width = 40 + 7 * longest + (cells + 24) * len(matrices)
+    height = 70 + cells + (10 if upright else 6 * longest)
+    with drawn("confusion matrices", min(width, 960), height, columns=len(matrices), squeeze=False) as canvas:
         for index, (axes, (name, matrix)) in enumerate(zip(canvas.axes[0], matrices.items(), strict=True)):
-            counts = np.asarray(matrix, dtype=np.float64)
-            shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-            for row, column in np.ndindex(counts.shape):
-                share = float(shares[row, column])
-                axes.fill_between(
-                    [column - 0.48, column + 0.48], row - 0.48, row + 0.48, color=SERIES[0], alpha=0.06 + 0.9 * share, lw=0
-                )
-                if len(labels) <= 12:
-                    ink = "#ffffff" if share > 0.5 else INK
-                    axes.text(column, row, f"{counts[row, column]:,.0f}", ha="center", va="center", color=ink, fontsize=10)
+            _cells(axes, np.asarray(matrix, dtype=np.float64))
             axes.set_title(name)
-            axes.set_xticks(range(len(labels)), labels, rotation=0 if len(labels) <= 4 else 60)
-            axes.set_yticks(range(len(labels)), labels if index == 0 else [""] * len(labels))
+            axes.set_xticks(range(len(labels)), names, rotation=0 if upright else 60, ha="center" if upright else "right")
+            axes.set_yticks(range(len(labels)), names if index == 0 else [""] * len(labels))
             axes.set(xlabel="predicted", ylabel="right label" if index == 0 else "", aspect="equal")
             axes.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(labels) - 0.5, -0.5))
             axes.tick_params(length=0)
             for spine in axes.spines.values():
                 spine.set_visible(False)
     return canvas.svg
+
+
+def _cells(axes: Any, counts: Values) -> None:
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    for row, column in np.ndindex(counts.shape):
+        share = float(shares[row, column])
+        sides = [column - 0.48, column + 0.48]
+        axes.fill_between(sides, row - 0.48, row + 0.48, color=SERIES[0], alpha=0.06 + 0.9 * share, lw=0)
+        if len(counts) <= _MOST_NUMBERED:
+            ink = "#ffffff" if share > 0.5 else INK
+            axes.text(column, row, f"{counts[row, column]:,.0f}", ha="center", va="center", color=ink, fontsize=10)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _MOST_CHARACTERS else f"{name[: _MOST_CHARACTERS - 1]}…"
 
 
 def roc(curves: Mapping[str, tuple[Values, Values]], title: str) -> Markup:

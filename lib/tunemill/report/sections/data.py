@@ -20,7 +20,7 @@ from tunemill.report.folder import RunFolder
 __all__ = ["balance_section", "cleaning_section", "latency_section", "plan_section", "sample_section"]
 
 _LATENCY_ROWS = 200_000
-_POINTS = 4000
+_POINTS = 3000
 _SAMPLE_ROWS = 12
 _READ_FOR_SAMPLE = 5000
 _MOST_LABELS = 12
