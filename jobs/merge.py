@@ -1,37 +1,34 @@
-"""tunemill merge: the adapter of a run merged into its base model."""
+"""tunemill merge: the adapter merged into its base model, with a check that both answer alike."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from tunemill.cli import Command, Options, parse, run_main
+from tunemill.cli import Command, parse, run_main
 from tunemill.config import build
 from tunemill.errors import ConfigError
 from tunemill.finetune.merge_config import MergeConfig
 from tunemill.store import Location
 
 USAGE = """
-usage: tunemill merge RUN                    writes RUN/finetune/merged
-       tunemill merge ADAPTER_DIR --output DIR
+usage: tunemill merge RUN [--output DIR]       RUN is the folder of a run, or of an adapter
 """
-COMMAND = Command(job="merge", usage=USAGE, config_type=MergeConfig, options_type=Options, positional="RUN")
+COMMAND = Command(job="merge", usage=USAGE, config_type=MergeConfig, section="merge", positional="RUN")
 
 
 def run(argv: Sequence[str]) -> None:
-    """Merge, check and print where the model lies."""
+    """Merge and say where the model is and how close it is."""
     parsed = parse(COMMAND, argv)
     if parsed.positional is None:
         raise ConfigError("tunemill merge: RUN is missing; name the folder of a run, such as runs/quickstart")
     config = build(MergeConfig, parsed.values, parsed.where)
     from tunemill.finetune.merge import merge
 
-    progress = parsed.progress()
     done = merge(Location.of(parsed.positional), config)
-    progress.note(
-        f"merge: on {done.probes} probes no probability differs by more than {done.probability_difference:.2g} ({done.dtype})"
+    sys.stdout.write(
+        f"{done.folder.url}: {done.dtype}, probabilities of {done.probes} probes differ by at most {done.probability_difference:.2g}\n"
     )
-    sys.stdout.write(f"{done.folder.url}\n")
 
 
 if __name__ == "__main__":

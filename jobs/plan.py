@@ -1,4 +1,4 @@
-"""tunemill plan: calls, tokens, cost and hours of a configuration; calls nobody, unless a pilot is asked for."""
+"""tunemill plan: calls, tokens, cost and hours of a configuration, before anything is paid."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tunemill.config import build
 from tunemill.errors import ConfigError
 from tunemill.generate.plan import plan
 from tunemill.generate.plan_table import render
-from tunemill.pipeline import PipelineConfig
-from tunemill.runner import exclusive
+from tunemill.pipeline import PipelineConfig, complete
+from tunemill.resources import connect
 from tunemill.store import Location
 
 USAGE = """
-usage: tunemill plan --config FILE [--generate.rows 5000 ...]
-       tunemill plan --config FILE --pilot 20      20 real calls to each model first; the run does not buy them again
+usage: tunemill plan --config FILE [--generate.rows 5000 ...]     calls nobody
+       tunemill plan --config FILE --pilot 20                     makes 20 real calls to each model first, kept for the run
 """
 
 
@@ -29,7 +29,7 @@ class PlanOptions(Options):
     """Flags of ``tunemill plan``."""
 
     pilot: Annotated[int, Field(ge=0)] = 0
-    """Real calls to each model, to narrow the ranges; their answers are kept in the run's journal."""
+    """Real calls to each model that sharpen the figures; they go into the run's journal and are not paid again."""
 
 
 COMMAND = Command(job="plan", usage=USAGE, config_type=PipelineConfig, options_type=PlanOptions)
@@ -38,18 +38,14 @@ COMMAND = Command(job="plan", usage=USAGE, config_type=PipelineConfig, options_t
 def run(argv: Sequence[str]) -> None:
     """Print the plan."""
     parsed = parse(COMMAND, argv)
-    config = build(PipelineConfig, parsed.values, parsed.where)
+    config = complete(build(PipelineConfig, parsed.values, parsed.where))
     if config.generate is None:
-        raise ConfigError(f"{parsed.where}: has no section generate, so there is nothing to plan: nobody is called")
-    folder = Location.of(config.run.output)
-    journal = config.generate.journal or folder.join("generate", "journal").url
-    options = {"seed": config.run.seed, "journal": journal, "pilot": parsed.options.pilot, "progress": parsed.progress()}
+        raise ConfigError(f"{parsed.where}: has no section generate, so there are no calls to plan")
+    journal = config.generate.journal or Location.of(config.run.output).join("generate", "journal").url
     if parsed.options.pilot:
-        with exclusive(folder):
-            made = plan(config.generate, **options)
-    else:
-        made = plan(config.generate, **options)
-    sys.stdout.write(render(made))
+        connect()
+    found = plan(config.generate, seed=config.run.seed, journal=journal, pilot=parsed.options.pilot, progress=parsed.progress())
+    sys.stdout.write(f"{render(found)}\n")
 
 
 if __name__ == "__main__":
