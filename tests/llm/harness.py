@@ -10,7 +10,7 @@ from typing import Any
 
 from tunemill.llm.budget import BudgetService, LedgerService
 from tunemill.llm.config import Limits, ModelConfig, Params, Price
-from tunemill.llm.journal import open_journal
+from tunemill.llm.journal import JournalWriter, open_journal
 from tunemill.llm.retry import RetryPolicy
 from tunemill.llm.worker import CallWorker, Job
 
@@ -50,6 +50,7 @@ async def open_worker(
     budget_usd: float | None = None,
     policy: RetryPolicy = QUICK,
     name: str = "t",
+    writer: JournalWriter | None = None,
     **job: Any,
 ) -> AsyncIterator[CallWorker]:
     """A worker on a journal; closes it at the end."""
@@ -61,8 +62,8 @@ async def open_worker(
         Job(name="job", models=models, capped=budget_usd is not None or ledger is not None, **job),
         budgets={model.name: shared for model in models},
         ledger=purse,
-        writer=journal.writer(name),
-        reader=journal.reader(journal.index()),
+        writer=writer or journal.writer(name),
+        reader=journal.reader(journal.open()[0]),
         policy=policy,
     )
     try:

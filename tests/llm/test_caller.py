@@ -18,6 +18,9 @@ from tunemill.llm.config import Limits, Params
 from tunemill.llm.journal import open_journal
 
 
+pytestmark = pytest.mark.timeout(90)
+
+
 @pytest.fixture(scope="module")
 def mock() -> Iterator[MockHandle]:
     """One mock for all tests, configured by each."""

@@ -79,7 +79,7 @@ async def test_what_was_recorded_is_found_again(journal: Journal) -> None:
     await writer.record([entry("failure", 5, call="5", usd=0.1, kind="overloaded", error="no")])
     await writer.record([entry("dead", 5, call="", kind="gave_up", error="no"), entry("dead", 6, call="", kind="rejected")])
     await writer.close()
-    found = journal.reader(journal.index()).find([key_of(i) for i in range(9)])
+    found = journal.reader(journal.open()[0]).find([key_of(i) for i in range(9)])
     assert {key: found[key].type for key in found} == {
         **{key_of(i): "answer" for i in range(5)},
         key_of(5): "dead",
@@ -97,7 +97,7 @@ async def test_a_reader_sees_what_others_add(journal: Journal) -> None:
     """After a refresh, answers written by another writer are found, and an answer wins over an older dead letter."""
     first = journal.writer("a")
     await first.record([entry("dead", 1, call="", kind="gave_up")])
-    reader = journal.reader(journal.index())
+    reader = journal.reader(journal.open()[0])
     assert reader.find([key_of(1)])[key_of(1)].type == "dead"
     second = journal.writer("b")
     await second.record([entry("answer", 1, body=b"yes", status=200), entry("answer", 2, body=b"too", status=200)])
@@ -114,7 +114,7 @@ async def test_large_and_binary_bodies_survive(journal: Journal) -> None:
     writer = journal.writer("w")
     await writer.record([entry("answer", i, body=body, status=200) for i, body in bodies.items()])
     await writer.close()
-    found = journal.reader(journal.index()).find([key_of(i) for i in bodies])
+    found = journal.reader(journal.open()[0]).find([key_of(i) for i in bodies])
     assert {i: found[key_of(i)].body == body for i, body in bodies.items()} == dict.fromkeys(bodies, True)
 
 
@@ -130,7 +130,7 @@ async def test_a_torn_tail_is_tolerated(tmp_path: Path) -> None:
     ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
     for cut in range(0, len(whole), 7):
         file.write_bytes(whole[:cut])
-        found = journal.reader(journal.index()).find([key_of(i) for i in range(3)])
+        found = journal.reader(journal.open()[0]).find([key_of(i) for i in range(3)])
         assert len(found) == sum(end <= cut for end in ends)
         assert journal.summary().spent_usd == len(found)
 
@@ -144,7 +144,7 @@ async def test_a_damaged_line_is_counted_and_skipped(tmp_path: Path) -> None:
     (file,) = tmp_path.glob("*.jsonl")
     file.write_bytes(b"\0" * 40 + b"\n" + file.read_bytes())
     assert journal.summary().damaged == 1
-    assert key_of(1) in journal.reader(journal.index()).find([key_of(1)])
+    assert key_of(1) in journal.reader(journal.open()[0]).find([key_of(1)])
 
 
 async def test_records_are_on_the_disk_before_they_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

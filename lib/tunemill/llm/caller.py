@@ -119,7 +119,7 @@ def open_calls(
     kept = open_journal(journal, job=job)
     kept.prepare()
     _check_shared(kept)
-    before = kept.summary()
+    index, before = kept.open()
     named = Job(
         name=f"{job}#{uuid.uuid4().hex[:8]}",
         models=placed,
@@ -128,12 +128,12 @@ def open_calls(
         replay_failed=replay_failed,
         late_s=1.0 if journal.startswith(("s3://", "gs://", "gcs://", "dynamodb://")) else 0.25,
     )
-    if before.maybe_paid:
+    if before.unanswered:
         progress.note(
-            f"{len(before.maybe_paid)} calls were in flight when an earlier run ended; they may have been paid and are made again"
+            f"{before.unanswered} calls were in flight when an earlier run ended; they may have been paid and are made again"
         )
     ledger = ledger_handle(named.name, budget_usd=budget_usd, spent_usd=before.spent_usd)
-    calls = Calls(named, kept, kept.index(), before, workers or _fitting_workers(), _environment(placed, journal))
+    calls = Calls(named, kept, index, before, workers or _fitting_workers(), _environment(placed, journal))
     done = threading.Event()
     watcher = threading.Thread(target=_show, args=(ledger, progress, before.spent_usd, done), daemon=True, name="call-figures")
     watcher.start()

@@ -15,11 +15,11 @@ import time
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
-from tunemill.llm.allocator import Ask, Grant, Report, Terms
+from tunemill.llm.allocator import PARK_S, Ask, Grant, Report, Terms
 from tunemill.llm.limiter import Cost
 from tunemill.llm.request import Failure, LimitHeaders
 
-__all__ = ["BudgetClient", "BudgetLost", "Gate", "Parked", "Permit", "RayBudget", "Stopped"]
+__all__ = ["BudgetClient", "BudgetLost", "Gate", "Parked", "Permit", "RayBudget", "Stopped", "Unreachable"]
 
 REPORT_S = 0.2
 HEARTBEAT_S = 2.0
@@ -38,6 +38,10 @@ class Parked(Exception):
     def __init__(self, wait_s: float) -> None:
         super().__init__(wait_s)
         self.wait_s = wait_s
+
+
+class Unreachable(Exception):
+    """The server never answered at all."""
 
 
 class Stopped(Exception):
@@ -92,24 +96,20 @@ class Gate:
         self._stopped = False
 
     @property
-    def dead(self) -> bool:
-        """The server was never reached: give up the job."""
-        return self._grant.state == "dead"
-
-    @property
     def in_flight(self) -> int:
         """Calls between their permit and their end."""
         return self._in_flight
 
     async def acquire(self, cost: Cost, order: float) -> Permit:
-        """Wait for leave to send a call; lower ``order`` first. Raises Parked and Stopped."""
+        """Wait for leave to send a call; lower ``order`` first. Raises Parked, Stopped and Unreachable."""
         if self._stopped:
             raise Stopped
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._ask()), asyncio.create_task(self._tell())]
-        if self._grant.state == "parked":
+        refusal = self._refusal()
+        if refusal is not None:
             self._wake.set()
-            raise Parked(self._grant.wait_s)
+            raise refusal
         waiting = _Waiting(cost, asyncio.get_running_loop().create_future())
         heapq.heappush(self._queue, (order, next(self._numbers), waiting))
         self._admit()
@@ -156,6 +156,7 @@ class Gate:
             report.throttled.append((latency_s, failure.retry_after_s))
         elif failure.kind == "quota_day":
             report.day_quota_s = failure.retry_after_s or 0.0
+            self._take_over(dataclasses.replace(self._grant, state="parked", wait_s=failure.retry_after_s or PARK_S))
             self._wake.set()
         elif failure.status is None or failure.kind == "overloaded":
             report.failed += 1
@@ -255,12 +256,23 @@ class Gate:
             else:
                 self._let_go(entry[2], permit)
         self._put_back(batch[len(grant.permits) :])
-        if grant.state == "parked":
+        self._take_over(grant)
+
+    def _take_over(self, grant: Grant) -> None:
+        """Act on what the budget says: send calls away, or let them go."""
+        self._grant = grant
+        if self._refusal() is not None:
             for _, _, waiting in self._queue:
                 if not waiting.ready.done():
-                    waiting.ready.set_exception(Parked(grant.wait_s))
+                    waiting.ready.set_exception(self._refusal() or Stopped())
             self._queue.clear()
         self._admit()
+
+    def _refusal(self) -> Exception | None:
+        """Why no call may wait here, if so."""
+        if self._grant.state == "parked":
+            return Parked(self._grant.wait_s)
+        return Unreachable() if self._grant.state == "dead" else None
 
     async def _tell(self) -> None:
         """Report what happened while a question is held, and that this caller lives."""
@@ -271,9 +283,7 @@ class Gate:
             if self._grant.state == "unknown" or (quiet and now - self._reported < HEARTBEAT_S):
                 continue
             with contextlib.suppress(BudgetLost):
-                grant = await self._budget.report(self._take_report())
-                self._grant = grant
-                self._admit()
+                self._take_over(await self._budget.report(self._take_report()))
                 self._wake.set()
 
     def _take_report(self) -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Literal
 
 from tunemill.llm.allocator import Terms
@@ -12,13 +13,14 @@ from tunemill.llm.ledger import Tally
 from tunemill.llm.limiter import Cost, Rates
 from tunemill.llm.pricing import cost_usd, estimate_input_tokens, most_usd
 from tunemill.llm.providers import provider_for
-from tunemill.llm.request import Answer, Failure, Prompt, Provider, WireRequest, WireResponse
+from tunemill.llm.request import Answer, Failure, LimitHeaders, Prompt, Provider, WireRequest, WireResponse
 from tunemill.llm.send import Sender
 
 __all__ = ["Lane", "Request", "billed_usd", "stop_message"]
 
 _WEIGHT = 0.05
 """Of the latest answer in the running means."""
+_HEADERS_S = 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Lane:
         self.sender = Sender(model, model.limits.concurrency)
         self._input_ratio = 1.0
         self._output_mean: float | None = None
+        self._headers_read = 0.0
 
     def request(self, key: str, wire: WireRequest, prompt: Prompt, order: int) -> Request:
         """A request with what it takes and may cost."""
@@ -86,8 +89,16 @@ class Lane:
             real = Cost()
         else:
             tally.failures += 1
-        self.gate.end(permit, latency_s, real, failure, self.provider.limits(response.headers))
+        self.gate.end(permit, latency_s, real, failure, self._limits(response, failure))
         return outcome
+
+    def _limits(self, response: WireResponse, failure: Failure | None) -> LimitHeaders | None:
+        """What the headers say about limits, read often enough."""
+        now = time.monotonic()
+        if failure is None and now - self._headers_read < _HEADERS_S:
+            return None
+        self._headers_read = now
+        return self.provider.limits(response.headers)
 
     def _learn(self, input_tokens: int, output_tokens: int, estimate: int) -> Cost:
         self._input_ratio += _WEIGHT * (input_tokens / max(estimate, 1) - self._input_ratio)

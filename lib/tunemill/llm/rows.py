@@ -37,9 +37,14 @@ class Result:
         outcome = provider.read(entry.status or 200, entry.headers, entry.body)
         if isinstance(outcome, Failure):
             return cls(entry=entry, reason=outcome.kind, error=outcome.message)
-        if outcome.blocked is not None:
-            return cls(entry=entry, reason="blocked", error=outcome.blocked)
-        return cls(entry=entry, answer=outcome)
+        return cls.answered(entry, outcome)
+
+    @classmethod
+    def answered(cls, entry: Entry, answer: Answer) -> Result:
+        """An answer, or the reason why the provider withheld it."""
+        if answer.blocked is not None:
+            return cls(entry=entry, reason="blocked", error=answer.blocked)
+        return cls(entry=entry, answer=answer)
 
 
 def intent_of(request: Request, attempt: int) -> Entry:
@@ -84,7 +89,7 @@ def outcome_of(
         output_tokens=outcome.output_tokens,
         kind="" if failure is None else failure.kind,
         error="" if failure is None else failure.message,
-        headers={k: v for k, v in raw.headers.items() if k.lower().startswith(_KEPT_HEADERS)} if raw else {},
+        headers={k: v for k, v in raw.headers.items() if k.startswith(_KEPT_HEADERS)} if raw else {},
         body=raw.body if raw else b"",
     )
 

@@ -7,6 +7,7 @@ boto3 in threads. Third-party errors become failures here and nowhere else.
 from __future__ import annotations
 
 import asyncio
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import aiohttp
@@ -32,9 +33,9 @@ class Sender:
         self._secrets = {} if model.provider == "bedrock" else provider_for(model.provider, model.task).auth_headers(model)
         self._hidden = [value.encode() for value in secrets_of(model, ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"))]
         limits = httpx.Limits(max_connections=most_in_flight, max_keepalive_connections=most_in_flight, keepalive_expiry=30.0)
-        self._client = httpx.AsyncClient(
-            transport=AiohttpTransport(limits=limits), timeout=httpx.Timeout(model.timeout_s, connect=_CONNECT_S)
-        )
+        self._transport = AiohttpTransport(limits=limits)
+        self._timeouts = {"connect": _CONNECT_S, "read": model.timeout_s, "write": model.timeout_s, "pool": model.timeout_s}
+        self._url = functools.lru_cache(64)(httpx.URL)
         self._threads = ThreadPoolExecutor(most_in_flight, thread_name_prefix="boto3") if model.provider == "bedrock" else None
         self._pool = most_in_flight
 
@@ -49,22 +50,32 @@ class Sender:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await self._transport.aclose()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _http(self, wire: WireRequest) -> WireResponse | Failure:
+        # straight to the transport: redirects, cookies and hooks of a client cost as much as all else together
+        request = httpx.Request(
+            wire.method,
+            self._url(wire.url),
+            headers={**wire.headers, **self._secrets, "user-agent": "tunemill"},
+            content=wire.body,
+            extensions={"timeout": self._timeouts},
+        )
         try:
-            response = await self._client.request(
-                wire.method, wire.url, content=wire.body, headers={**wire.headers, **self._secrets}
-            )
+            response = await self._transport.handle_async_request(request)
+            try:
+                body = await response.aread()
+            finally:
+                await response.aclose()
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             return _unanswered(error)
-        body = response.content
         if response.status_code >= 400:  # some servers repeat the key that they refuse
             for secret in self._hidden:
                 body = body.replace(secret, b"[key]")
-        return WireResponse(status=response.status_code, headers=response.headers, body=body)
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
+        return WireResponse(status=response.status_code, headers=headers, body=body)
 
     async def _boto3(self, wire: WireRequest) -> WireResponse | Failure:
         from tunemill.llm.providers.bedrock_client import send

@@ -18,9 +18,10 @@ from typing import Any
 
 from tunemill.errors import ConfigError, RunFailed, TunemillError
 from tunemill.llm.config import ModelConfig
-from tunemill.llm.gate import BudgetClient, BudgetLost, Parked, Permit, Stopped
+from tunemill.llm.gate import BudgetClient, BudgetLost, Parked, Permit, Stopped, Unreachable
 from tunemill.llm.journal import Entry, JournalReader, JournalWriter
 from tunemill.llm.lane import Lane, Request, billed_usd, stop_message
+from tunemill.llm.providers.failures import failure
 from tunemill.llm.purse import LedgerClient, PurseKeeper
 from tunemill.llm.request import Answer, Failure, Prompt, keyed_request
 from tunemill.llm.retry import GiveUp, RetryBudget, RetryPolicy
@@ -70,7 +71,7 @@ class CallWorker:
         self._policy, self._retries = policy or RetryPolicy(), RetryBudget()
         self._purse = PurseKeeper(ledger, caller, capped=job.capped)
         self._lanes = {model.name: Lane(model, budgets[model.name], job.name, caller) for model in job.models}
-        self._running: dict[str, asyncio.Task[Result]] = {}
+        self._running: dict[str, asyncio.Future[Result]] = {}
         self._reading = asyncio.Lock()
         self._order = 0
         self._fatal: TunemillError | None = None
@@ -148,17 +149,26 @@ class CallWorker:
         if known is not None and (known.type == "answer" or not self._job.replay_failed):
             self._purse.tally(request.lane.model.name).reused += 1
             return Result.of(request.lane.provider, known)
-        task = self._running.get(request.key)
-        if task is None:
-            task = self._running[request.key] = asyncio.create_task(self._call(request))
-            task.add_done_callback(lambda _: self._running.pop(request.key, None))
-        return await asyncio.shield(task)
+        under_way = self._running.get(request.key)
+        if under_way is not None:
+            return await asyncio.shield(under_way)
+        mine = self._running[request.key] = asyncio.get_running_loop().create_future()
+        try:
+            result = await self._call(request)
+        except BaseException as error:
+            mine.set_exception(error if isinstance(error, Exception) else Stopped())
+            mine.exception()  # nobody else may be waiting for it
+            raise
+        finally:
+            del self._running[request.key]
+        mine.set_result(result)
+        return result
 
     async def _call(self, request: Request) -> Result:
         """Call until there is an answer or a reason for none."""
         began = time.monotonic()
         attempt = failures = free_failures = 0
-        gate = request.lane.gate
+        failed: Failure | None = None
         self._retries.earn()
         while not self._stopped:
             if not await self._purse.reserve(request.most_usd):
@@ -170,9 +180,13 @@ class CallWorker:
                 return Result(reason="quota_day", error=f"the day's quota is used up; run again in {parked.wait_s / 60:.0f} min")
             except Stopped:
                 break
+            except Unreachable:
+                await self._stop(request.lane.model, failed or failure("connection", "no answer at all", status=None))
+                break
             if isinstance(outcome, Answer):
-                return Result.of(request.lane.provider, entry)
-            if outcome.hard or gate.dead:
+                return Result.answered(entry, outcome)
+            failed = outcome
+            if outcome.hard:
                 await self._stop(request.lane.model, outcome)
                 break
             if outcome.kind == "quota_day":

@@ -80,6 +80,9 @@ class Summary:
     spent_usd: float
     """Price of all outcomes, and the highest possible price of the calls without one."""
     maybe_paid: tuple[OpenIntent, ...]
+    """Every call without an outcome, the oldest first."""
+    unanswered: int
+    """Requests among them that have no answer yet, so that they are called again."""
     damaged: int
     """Lines that can not be read (the torn end of a killed writer)."""
 
@@ -121,11 +124,11 @@ class Journal(Protocol):
     def prepare(self) -> None:
         """Make the place where it is kept; ConfigError when that can not be."""
 
-    def index(self) -> Any:
-        """What readers start from (built once by the driver, shared by all workers)."""
+    def open(self) -> tuple[Any, Summary]:
+        """What readers start from (built once by the driver, shared by all workers), and the totals."""
 
     def reader(self, index: Any) -> JournalReader:
-        """A reader that starts from ``index``."""
+        """A reader that starts from what :meth:`open` returned."""
 
     def writer(self, name: str) -> JournalWriter:
         """A writer of its own for each caller."""

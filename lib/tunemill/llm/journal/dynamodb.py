@@ -80,8 +80,9 @@ class DynamoJournal:
         )
         self.client.get_waiter("table_exists").wait(TableName=self.table)
 
-    def index(self) -> None:
-        """Nothing: readers ask the table."""
+    def open(self) -> tuple[None, Summary]:
+        """Readers start from nothing: they ask the table."""
+        return None, self.summary()
 
     def reader(self, index: None) -> DynamoReader:
         """A reader of the table."""
@@ -98,7 +99,10 @@ class DynamoJournal:
         )
         counts = {name: float(total.get(name, {"N": "0"})["N"]) for name in ("usd", "answers", "failures", "dead")}
         intents = [OpenIntent(**json.loads(item["head"]["S"])) for item in self._open_intents()]
+        found = DynamoReader(self).find([intent.key for intent in intents])
+        answered = {key for key, entry in found.items() if entry.type == "answer"}
         return Summary(
+            unanswered=len({intent.key for intent in intents} - answered),
             answers=int(counts["answers"]),
             failures=int(counts["failures"]),
             dead=int(counts["dead"]),

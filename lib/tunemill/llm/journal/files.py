@@ -7,9 +7,9 @@ only where each answer stands (32 bytes a request), and reads bodies when they a
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from tunemill.store import Location
 __all__ = ["FileIndex", "FileJournal", "FileReader"]
 
 _ANSWER, _DEAD = 1, 0
+_READERS = 16
+_READ_BYTES = 1 << 23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +78,11 @@ class FileJournal:
         except ConfigError as error:
             raise ConfigError(str(error).replace("output ", "journal ", 1)) from error
 
-    def index(self) -> FileIndex:
-        """Read every file once, keeping positions."""
+    def open(self) -> tuple[FileIndex, Summary]:
+        """Read every file once, keeping positions and totals."""
         scan = _Scan()
         scan.take_in(self.location)
-        return scan.index()
+        return scan.index(), scan.summary()
 
     def reader(self, index: FileIndex) -> FileReader:
         """A reader over the index and what is added later."""
@@ -94,34 +96,7 @@ class FileJournal:
 
     def summary(self) -> Summary:
         """Totals over all files."""
-        answers: set[str] = set()
-        dead: set[str] = set()
-        failures, spent, damaged = 0, 0.0, 0
-        intents: dict[str, dict[str, Any]] = {}
-        closed: set[str] = set()
-        for file in self.location.files("*.jsonl", recursive=False):
-            for _, _, head in _lines(file, 0):
-                if head is None:
-                    damaged += 1
-                elif head["type"] == "intent":
-                    intents[head["call"]] = head
-                else:
-                    closed.add(head["call"])
-                    spent += head["usd"]
-                    failures += head["type"] == "failure"
-                    if head["type"] == "answer":
-                        answers.add(head["key"])
-                    elif head["type"] == "dead":
-                        dead.add(head["key"])
-        left = [head for call, head in intents.items() if call not in closed]
-        return Summary(
-            answers=len(answers),
-            failures=failures,
-            dead=len(dead - answers),
-            spent_usd=spent + sum(head["usd"] for head in left),
-            maybe_paid=open_intents(left),
-            damaged=damaged,
-        )
+        return self.open()[1]
 
 
 class FileReader:
@@ -166,26 +141,66 @@ class FileReader:
 
 
 class _Scan:
-    """Positions of answers and dead letters, grown file by file."""
+    """Positions of answers and dead letters, and totals, grown file by file."""
 
     def __init__(self, read: dict[str, int] | None = None) -> None:
         self.read = read or {}
         self._places: dict[str, tuple[int, str, int, int]] = {}
+        self._intents: dict[str, dict[str, Any]] = {}
+        self._closed: set[str] = set()
+        self._failures = self._damaged = 0
+        self._spent_usd = 0.0
 
     def place_of(self, key: str) -> tuple[int, str, int, int] | None:
         return self._places.get(key)
 
     def take_in(self, folder: Location) -> None:
-        for file in folder.files("*.jsonl", recursive=False):
-            start = self.read.get(file.name, 0)
-            for offset, length, head in _lines(file, start):
-                self.read[file.name] = offset + length + 1
-                if head is None or head["type"] not in ("answer", "dead"):
-                    continue
-                rank = _ANSWER if head["type"] == "answer" else _DEAD
-                held = self._places.get(head["key"])
-                if held is None or rank >= held[0]:
-                    self._places[head["key"]] = (rank, file.name, offset, length)
+        """Read what is new; objects, which are small and never grow, several at a time."""
+        files = folder.files("*.jsonl", recursive=False)
+        if folder.is_remote:
+            new = [file for file in files if file.name not in self.read]
+            with ThreadPoolExecutor(_READERS) as pool:
+                for file, data in zip(new, pool.map(Location.read_bytes, new), strict=True):
+                    self._take_lines(file.name, _split(data, 0))
+            return
+        for file in files:
+            self._take_lines(file.name, _lines(file, self.read.get(file.name, 0)))
+
+    def _take_lines(self, name: str, lines: Iterator[tuple[int, int, dict[str, Any] | None]]) -> None:
+        self.read.setdefault(name, 0)
+        for offset, length, head in lines:
+            self.read[name] = offset + length + 1
+            if head is None:
+                self._damaged += 1
+            elif head["type"] == "intent":
+                self._intents[head["call"]] = head
+            else:
+                self._take_outcome(name, offset, length, head)
+
+    def _take_outcome(self, name: str, offset: int, length: int, head: dict[str, Any]) -> None:
+        self._closed.add(head["call"])
+        self._spent_usd += head["usd"]
+        if head["type"] == "failure":
+            self._failures += 1
+            return
+        rank = _ANSWER if head["type"] == "answer" else _DEAD
+        held = self._places.get(head["key"])
+        if held is None or rank >= held[0]:
+            self._places[head["key"]] = (rank, name, offset, length)
+
+    def summary(self) -> Summary:
+        left = [head for call, head in self._intents.items() if call not in self._closed]
+        answered = sum(place[0] == _ANSWER for place in self._places.values())
+        again = {head["key"] for head in left if self._places.get(head["key"], (_DEAD,))[0] != _ANSWER}
+        return Summary(
+            answers=answered,
+            failures=self._failures,
+            dead=len(self._places) - answered,
+            spent_usd=self._spent_usd + sum(head["usd"] for head in left),
+            maybe_paid=open_intents(left),
+            unanswered=len(again),
+            damaged=self._damaged,
+        )
 
     def index(self) -> FileIndex:
         names = tuple(self.read)
@@ -211,16 +226,23 @@ def _lines(file: Location, start: int) -> Iterator[tuple[int, int, dict[str, Any
     if size <= start:
         return
     with file.fs.open_input_file(file.path) as stream:
-        rest, offset = b"", start
-        for at in itertools.count(start, 1 << 23):
-            chunk = stream.read_at(min(1 << 23, size - at), at) if at < size else b""
-            lines = (rest + bytes(chunk)).split(b"\n")
-            rest = lines.pop()
-            for line in lines:
-                yield offset, len(line), _head(line)
-                offset += len(line) + 1
-            if not chunk:
-                return
+        rest, offset, at = b"", start, start
+        while at < size:
+            data = rest + bytes(stream.read_at(min(_READ_BYTES, size - at), at))
+            at = min(at + _READ_BYTES, size)
+            for place, length, head in _split(data, offset):
+                yield place, length, head
+                offset = place + length + 1
+            rest = data[len(data) - (at - offset) :] if at > offset else b""
+
+
+def _split(data: bytes, offset: int) -> Iterator[tuple[int, int, dict[str, Any] | None]]:
+    """(offset, length, head) of the complete lines of ``data``, which stands at ``offset`` of its file."""
+    lines = data.split(b"\n")
+    lines.pop()
+    for line in lines:
+        yield offset, len(line), _head(line)
+        offset += len(line) + 1
 
 
 def _head(line: bytes) -> dict[str, Any] | None:

@@ -1,0 +1,455 @@
+"""Limit use, overhead, memory and faults of the fan-out, ours and peers on the same mock.
+
+    python benchmarks/fanout.py limits --rpm 600 --callers 4       one setting; --tpm, --jobs 2, --seconds 70
+    python benchmarks/fanout.py overhead                            CPU per call, layer by layer
+    python benchmarks/fanout.py memory --rows 100000
+    python benchmarks/fanout.py faults
+    python benchmarks/fanout.py peer --peer bucket --callers 4      bucket | curator | raydata
+    python benchmarks/fanout.py report                              benchmarks/results/fanout.md from all of the above
+
+Every command adds one line to benchmarks/results/fanout.jsonl. Limit use is counted by the mock: answered
+requests of the steady state (after the first ten seconds) over what its sliding window allows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent
+sys.path[:0] = [str(ROOT.parent / "tests"), str(ROOT)]
+
+from mock_provider import Faults, Latency, Limit, MockConfig, MockHandle, start_mock  # noqa: E402
+from tunemill.llm.config import Limits, ModelConfig, Params, Price  # noqa: E402
+
+RESULTS = ROOT / "results" / "fanout.jsonl"
+WARM_S = 10.0
+MIXED = ("throttle", "server_error", "unavailable", "gateway", "cut", "truncated", "empty", "error_200")
+
+
+def model_at(mock: MockHandle, **changes: Any) -> ModelConfig:
+    """The model that every measurement calls."""
+    os.environ["MOCK_KEY"] = "mock-secret-key"
+    values: dict[str, Any] = {
+        "name": "m",
+        "provider": "openai",
+        "model": "mock-1",
+        "base_url": f"{mock.url}/v1",
+        "api_key_env": "MOCK_KEY",
+        "params": Params(max_tokens=50),
+        "limits": Limits(concurrency=256),
+        "price": Price(input=1.0, output=2.0),
+    }
+    return ModelConfig(**{**values, **changes})
+
+
+def rows_for(count: int, job: str = "a") -> list[dict[str, Any]]:
+    """Rows with prompts of one sentence."""
+    return [
+        {
+            "prompt_id": f"{job}{i}",
+            "model": "m",
+            "prompt": f"[[{job}{i}]] Write a sentence about topic {i}.",
+            "system": None,
+            "sample": 0,
+        }
+        for i in range(count)
+    ]
+
+
+def steady(mock: MockHandle, seconds: float) -> dict[str, Any]:
+    """What the mock saw between the first ten seconds after its first request and the end of the run."""
+    records = [record for record in mock.records() if record["operation"]]
+    first = records[0]["time"]
+    inside = [record for record in records if WARM_S < record["time"] - first <= seconds]
+    answered = [record for record in inside if record["status"] == 200]
+    throttled = sum(record["status"] == 429 for record in inside)
+    return {
+        "seconds": seconds - WARM_S,
+        "requests": len(inside),
+        "answered": len(answered),
+        "throttled": throttled,
+        "tokens": sum(record["input_tokens"] + record["output_tokens"] for record in answered),
+        "ids": [record["prompt_id"] for record in answered],
+    }
+
+
+def start_cluster(nodes: int = 2) -> Any:
+    """A cluster of simulated nodes on this machine, and this process connected to it."""
+    import ray
+    import ray.data
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False})
+    for _ in range(nodes - 1):
+        cluster.add_node(num_cpus=8)
+    ray.init(address=cluster.address, namespace="tunemill", log_to_driver=False, logging_level=logging.ERROR)
+    quiet()
+    return cluster
+
+
+def quiet() -> None:
+    """No progress bars, no info lines."""
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def run_job(
+    name: str, rows: list[dict[str, Any]], model: ModelConfig, folder: Path, *, workers: int, stop_after_s: float | None = None
+) -> tuple[int, float]:
+    """One job through the whole of Ray Data; returns rows answered and seconds from the first answer's start."""
+    import ray.data
+
+    from tunemill.llm.caller import open_calls
+    from tunemill.progress import Progress
+
+    began, answered = time.monotonic(), 0
+    with open_calls(
+        models=(model,), journal=str(folder / name), job=name, progress=Progress(quiet=True), workers=workers
+    ) as calls:
+        if stop_after_s is not None:
+            timer = threading.Timer(stop_after_s, calls.stop)
+            timer.daemon = True
+            timer.start()
+        source = ray.data.from_items(rows, override_num_blocks=max(8, len(rows) // 1000))
+        for batch in calls.rows(source).iter_batches(batch_size=None, batch_format="pyarrow"):
+            answered += batch.column("reason").null_count
+    return answered, time.monotonic() - began
+
+
+def limits(options: argparse.Namespace) -> dict[str, Any]:
+    """Use of a request or token limit."""
+    limit = Limit(rpm=options.rpm, tpm=options.tpm)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        start_mock(MockConfig(limits={"*": limit}, latency=Latency(kind="lognormal", mean_s=0.3))) as mock,
+    ):
+        cluster = start_cluster()
+        model = model_at(mock, limits=Limits(rpm=options.rpm, tpm=options.tpm, concurrency=256))
+        per_s = options.rpm / 60 if options.tpm is None else min(options.rpm, options.tpm / 25) / 60
+        count = int(per_s * (options.seconds + 60) / options.jobs) + 400
+        start_s = 15 + 3 * options.callers
+        jobs = [chr(97 + i) for i in range(options.jobs)]
+        threads = [
+            threading.Thread(
+                target=run_job,
+                args=(job, rows_for(count, job), model, Path(folder)),
+                kwargs={"workers": options.callers, "stop_after_s": options.seconds + start_s},
+            )
+            for job in jobs
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        seen = steady(mock, options.seconds)
+        shut(cluster)
+    ids = seen.pop("ids")
+    allowed = options.rpm / 60 * seen["seconds"]
+    use = seen["answered"] / allowed
+    if options.tpm is not None:
+        use = max(use, seen["tokens"] / (options.tpm / 60 * seen["seconds"]))
+    shares = {job: round(sum(item.startswith(job) for item in ids) / max(len(ids), 1), 3) for job in jobs}
+    return {"use": round(use, 4), **seen, "shares": shares}
+
+
+def shut(cluster: Any) -> None:
+    """End this process's connection and the cluster that it started."""
+    import ray
+
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def overhead(options: argparse.Namespace) -> dict[str, Any]:
+    """CPU seconds per call of each layer, in the calling process (steady against other load on the machine)."""
+    found: dict[str, Any] = {}
+    with (
+        tempfile.TemporaryDirectory() as name,
+        start_mock(MockConfig(latency=Latency(mean_s=0.05)), log=Path(os.devnull)) as mock,
+    ):
+        folder = Path(name)
+        model = model_at(mock)
+        for layer in ("bare", "worker", "worker+journal"):
+            found[layer] = asyncio.run(_layer(layer, model, folder, options.rows))
+        found["ray"] = _ray_layer(model, folder, options.rows)
+    bare = found["bare"]["caller_ms"]
+    found["per_core"] = {layer: round(1000 / value["caller_ms"]) for layer, value in found.items() if "caller_ms" in value}
+    found["ratio"] = round(bare / found["ray"]["caller_ms"], 3)
+    return found
+
+
+async def _layer(layer: str, model: ModelConfig, folder: Path, count: int) -> dict[str, float]:
+    import httpx
+    from httpx_aiohttp import AiohttpTransport
+
+    from llm.harness import open_worker
+    from tunemill.llm.providers import provider_for
+    from tunemill.llm.request import Prompt, keyed_request
+
+    rows = rows_for(count, f"{layer[-1]}")
+    if layer == "bare":
+        provider = provider_for("openai")
+        wires = [keyed_request(provider, model, Prompt.of(row["prompt"]))[1] for row in rows]
+        pool = httpx.Limits(max_connections=256, max_keepalive_connections=256)
+        headers = provider.auth_headers(model)
+        queue = iter(wires)
+        async with httpx.AsyncClient(transport=AiohttpTransport(limits=pool), timeout=60) as client:
+
+            async def pull() -> None:
+                for wire in queue:
+                    response = await client.post(wire.url, content=wire.body, headers={**wire.headers, **headers})
+                    response.json()
+
+            cpu, wall = time.process_time(), time.monotonic()
+            await asyncio.gather(*(pull() for _ in range(256)))
+    else:
+        async with open_worker(folder / layer, model, writer=None if "journal" in layer else _NoJournal()) as worker:
+            cpu, wall = time.process_time(), time.monotonic()
+            for at in range(0, count, 4000):
+                blocks = [rows[i : i + 16] for i in range(at, min(at + 4000, count), 16)]
+                await asyncio.gather(*(worker.call(block) for block in blocks))
+            cpu_s, wall_s = time.process_time() - cpu, time.monotonic() - wall
+        return {"caller_ms": round(1000 * cpu_s / count, 4), "wall_per_s": round(count / wall_s)}
+    cpu_s, wall_s = time.process_time() - cpu, time.monotonic() - wall
+    return {"caller_ms": round(1000 * cpu_s / count, 4), "wall_per_s": round(count / wall_s)}
+
+
+class _NoJournal:
+    """A journal that writes nothing, to see what writing costs."""
+
+    async def intend(self, entries: Any) -> None:
+        """Nothing."""
+
+    async def record(self, entries: Any) -> None:
+        """Nothing."""
+
+    async def close(self) -> None:
+        """Nothing."""
+
+
+def _ray_layer(model: ModelConfig, folder: Path, count: int) -> dict[str, float]:
+    """The whole of Ray Data with one caller: CPU of the caller, of budget and ledger, and of the driver."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        namespace="tunemill",
+    )
+    quiet()
+    watch = Watch()
+    run_job("warm", rows_for(200, "w"), model, folder, workers=1)
+    driver = time.process_time()
+    watch.start()
+    answered, wall_s = run_job("ray", rows_for(count, "r"), model, folder, workers=1)
+    driver = time.process_time() - driver
+    watch.stop()
+    ray.shutdown()
+    return {
+        "caller_ms": round(1000 * watch.cpu("ray::MapWorker") / answered, 4),
+        "budget_ms": round(1000 * (watch.cpu("ray::_BudgetActor") + watch.cpu("ray::_LedgerActor")) / answered, 4),
+        "driver_ms": round(1000 * driver / answered, 4),
+        "wall_per_s": round(answered / wall_s),
+    }
+
+
+class Watch(threading.Thread):
+    """Samples CPU time and memory of this process's Ray workers by their names."""
+
+    def __init__(self, every_s: float = 0.5) -> None:
+        super().__init__(daemon=True)
+        self._every_s = every_s
+        self._done = threading.Event()
+        self._cpu: dict[tuple[int, str], tuple[float, float]] = {}
+        self.memory: list[tuple[float, dict[str, float]]] = []
+
+    def run(self) -> None:
+        """Sample until stopped."""
+        import psutil
+
+        began = time.monotonic()
+        me = psutil.Process()
+        while not self._done.wait(self._every_s):
+            now: dict[str, float] = {"driver": me.memory_info().rss / 2**20}
+            for process in me.children(recursive=True):
+                try:
+                    title = " ".join(process.cmdline()).split("(")[0]
+                    if not title.startswith(("ray::MapWorker", "ray::_BudgetActor", "ray::_LedgerActor")):
+                        continue
+                    used = sum(process.cpu_times()[:2])
+                    private = process.memory_info().rss - process.memory_info().shared
+                except psutil.Error:
+                    continue
+                title = title.split(".")[0].split(" ")[0]
+                first, _ = self._cpu.setdefault((process.pid, title), (used, used))
+                self._cpu[process.pid, title] = (first, used)
+                now[title] = max(now.get(title, 0.0), private / 2**20)
+            self.memory.append((time.monotonic() - began, now))
+
+    def stop(self) -> None:
+        """End sampling."""
+        self._done.set()
+        self.join()
+
+    def cpu(self, title: str) -> float:
+        """CPU seconds of all processes of that name while this watched."""
+        return sum(last - first for (_, name), (first, last) in self._cpu.items() if name == title)
+
+
+def memory(options: argparse.Namespace) -> dict[str, Any]:
+    """Memory of every process over a long run."""
+    import ray
+
+    with (
+        tempfile.TemporaryDirectory() as name,
+        start_mock(MockConfig(latency=Latency(mean_s=0.05)), log=Path(os.devnull)) as mock,
+    ):
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            namespace="tunemill",
+        )
+        quiet()
+        watch = Watch(2.0)
+        watch.start()
+        answered, wall_s = run_job("m", rows_for(options.rows), model_at(mock), Path(name), workers=1)
+        watch.stop()
+        ray.shutdown()
+    points = [watch.memory[round(i * (len(watch.memory) - 1) / 10)] for i in range(1, 11)]
+    curve = [
+        {"share": (i + 1) / 10, "seconds": round(at), **{k: round(v) for k, v in use.items()}}
+        for i, (at, use) in enumerate(points)
+    ]
+    return {"rows": answered, "rows_per_s": round(answered / wall_s), "curve_mb": curve}
+
+
+def faults(options: argparse.Namespace) -> dict[str, Any]:
+    """Time per answer with a tenth of the calls failing in mixed ways, over the clean time."""
+    from collections import Counter
+
+    found: dict[str, Any] = {}
+    with start_mock() as mock, tempfile.TemporaryDirectory() as folder:
+        for name in ("clean", "faulty"):
+            share = dict.fromkeys(MIXED, 0.1 / len(MIXED)) if name == "faulty" else {}
+            mock.configure(
+                MockConfig(
+                    latency=Latency(kind="lognormal", mean_s=0.2), faults=Faults(share=share, hint="retry-after-ms", wait_s=0.5)
+                )
+            )
+            took_s, reasons = asyncio.run(
+                _through_worker(model_at(mock, limits=Limits(concurrency=64)), Path(folder) / name, options.rows, name[0])
+            )
+            answered = reasons.pop("None", 0)
+            found[name] = {
+                "seconds": round(took_s, 2),
+                "answered": answered,
+                "dropped": dict(Counter(reasons)),
+                "ms_per_answer": round(1000 * took_s / answered, 3),
+            }
+        found["calls"] = mock.stats()["requests"]
+    found["ratio"] = round(found["faulty"]["ms_per_answer"] / found["clean"]["ms_per_answer"], 3)
+    return found
+
+
+async def _through_worker(model: ModelConfig, folder: Path, count: int, job: str) -> tuple[float, dict[str, int]]:
+    from collections import Counter
+
+    from llm.harness import open_worker
+    from tunemill.llm.retry import RetryPolicy
+
+    rows = rows_for(count, job)
+    async with open_worker(folder, model, policy=RetryPolicy()) as worker:
+        began = time.monotonic()
+        done = await asyncio.gather(*(worker.call(rows[i : i + 16]) for i in range(0, count, 16)))
+        took_s = time.monotonic() - began
+    return took_s, dict(Counter(str(row["reason"]) for block in done for row in block))
+
+
+def peer(options: argparse.Namespace) -> dict[str, Any]:
+    """A peer at a request limit, in as many processes as callers."""
+    limit = Limit(rpm=options.rpm)
+    python = options.python or sys.executable
+    count = int(options.rpm / 60 * (options.seconds + 20) / options.callers) + 20
+    with start_mock(MockConfig(limits={"*": limit}, latency=Latency(kind="lognormal", mean_s=0.3))) as mock:
+        command = [python, str(ROOT / "fanout_peers.py"), options.peer, mock.url, str(options.rpm), str(count)]
+        running = [
+            subprocess.Popen([*command, str(i)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for i in range(options.callers)
+        ]
+        deadline = time.monotonic() + options.seconds + 60
+        while any(process.poll() is None for process in running) and time.monotonic() < deadline:
+            time.sleep(0.5)
+            seen = mock.records()
+            if seen and time.time() - seen[0]["time"] > options.seconds + 2:
+                break
+        for process in running:
+            process.kill()
+            process.wait()
+        found = steady(mock, options.seconds)
+        everything = mock.stats()
+    found.pop("ids")
+    use = found["answered"] / (options.rpm / 60 * found["seconds"])
+    share = everything.get("throttled", 0) / max(everything["requests"], 1)
+    return {"use": round(use, 4), **found, "throttled_of_all_calls": round(share, 4)}
+
+
+def record(options: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Add one line to the results."""
+    settings = {key: value for key, value in vars(options).items() if value is not None and key != "python"}
+    line = {
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "load": round(os.getloadavg()[0], 1),
+        "settings": settings,
+        "found": found,
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps(line, indent=1))
+
+
+def main() -> None:
+    """Parse, measure, record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("limits", "overhead", "memory", "faults", "peer", "report"))
+    parser.add_argument("--rpm", type=float, default=600)
+    parser.add_argument("--tpm", type=float)
+    parser.add_argument("--callers", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=70)
+    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--peer", choices=("bucket", "curator", "raydata"))
+    parser.add_argument("--python", help="interpreter that has the peer installed")
+    options = parser.parse_args()
+    if options.what == "report":
+        from fanout_report import write_report
+
+        write_report(RESULTS, RESULTS.with_suffix(".md"), f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
+        return
+    record(
+        options, {"limits": limits, "overhead": overhead, "memory": memory, "faults": faults, "peer": peer}[options.what](options)
+    )
+
+
+if __name__ == "__main__":
+    main()
