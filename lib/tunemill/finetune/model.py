@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from tunemill.errors import ConfigError
 from tunemill.finetune.attention import VARLEN, register_varlen
 from tunemill.finetune.config import FinetuneConfig, LoraConfig
 from tunemill.finetune.loss import add_weighted_loss
+
+_TOWERS = re.compile("vision_tower|multi_modal_projector|audio_tower")
 
 __all__ = ["Prepared", "choose_precision", "load_base", "prepare", "wrap_lora"]
 
@@ -64,22 +67,27 @@ def wrap_lora(model: Any, lora: LoraConfig) -> Any:
     import peft
     from peft.tuners.lora import LoraLayer
 
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    unknown = sorted(set(lora.targets) - names)
+    head = model.get_output_embeddings()
+    # The towers of multimodal checkpoints see no images here.
+    names = sorted(
+        {
+            name.rsplit(".", 1)[-1]
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear) and module is not head and not _TOWERS.search(name)
+        }
+    )
+    unknown = sorted(set(lora.targets) - set(names))
     if unknown:
-        raise ConfigError(
-            f"finetune.lora.targets: no linear layer is called {unknown[0]!r}; this model has {', '.join(sorted(names))}"
-        )
+        raise ConfigError(f"finetune.lora.targets: no linear layer is called {unknown[0]!r}; this model has {', '.join(names)}")
     alpha = lora.alpha if lora.alpha is not None else 2 * lora.r
-    towers = any(tower in name for name, _ in model.named_modules() for tower in ("vision_tower", "audio_tower"))
+    towers = any(_TOWERS.search(name) for name, _ in model.named_modules())
     settings = peft.LoraConfig(
         r=lora.r,
         lora_alpha=alpha,
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
-        target_modules=list(lora.targets) or "all-linear",
-        # The towers of multimodal checkpoints see no images here.
-        exclude_modules=r".*(vision_tower|multi_modal_projector|audio_tower).*" if towers else None,
+        target_modules=list(lora.targets) or names,
+        exclude_modules=f".*({_TOWERS.pattern}).*" if towers else None,
         task_type="CAUSAL_LM",
         bias="none",
     )
@@ -103,7 +111,7 @@ def prepare(config: FinetuneConfig, path: str, device: torch.device, *, seed: in
     if checkpointing:
         # The frozen embeddings give no gradient, but the first recomputed block needs an input that asks for one.
         model.enable_input_require_grads()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return Prepared(model=model, dtype=dtype, checkpointing=checkpointing, liger=liger)
 
 
