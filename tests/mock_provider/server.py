@@ -92,7 +92,7 @@ class MockServer:
             key = form.key(request.headers, request.query)
             config = self.config
             if (config.need_key and not key) or (config.keys and key not in config.keys):
-                raise Problem("auth", f"Incorrect API key provided: {key[:4]}****.")
+                raise Problem("auth", f"Incorrect API key provided: {key}.")
             try:
                 body = json.loads(raw)
             except ValueError as error:
