@@ -35,7 +35,7 @@ class Progress:
         self._reset("")
 
     def _reset(self, name: str) -> None:
-        self._name, self._rows, self._dropped, self._total = name, 0, 0, 0
+        self._name, self._rows, self._dropped, self._total, self._reached = name, 0, 0, 0, 0
         self._figures: dict[str, str] = {}
         self._started = self._shown = time.monotonic()
 
@@ -60,6 +60,11 @@ class Progress:
         """Count rows as done."""
         self._rows += rows
         self._dropped += dropped
+        self._show()
+
+    def reached(self, rows: int) -> None:
+        """Say how many rows have been worked on so far, where that runs ahead of what is written."""
+        self._reached = rows
         self._show()
 
     def figures(self, **figures: str) -> None:
@@ -88,11 +93,12 @@ class Progress:
             return
         self._shown = now
         elapsed = max(now - self._started, 1e-9)
-        parts = [f"{self._rows:,}{f' of {self._total:,}' if self._total else ''} rows", f"{self._rows / elapsed:,.1f} rows/s"]
+        rows = max(self._rows, self._reached)
+        parts = [f"{rows:,}{f' of {self._total:,}' if self._total else ''} rows", f"{rows / elapsed:,.1f} rows/s"]
         if self._dropped:
             parts.append(f"{self._dropped:,} dropped")
-        if self._total and self._rows:
-            parts.append(f"{_duration((self._total - self._rows) * elapsed / self._rows)} left")
+        if self._total and rows:
+            parts.append(f"{_duration((self._total - rows) * elapsed / rows)} left")
         parts += [f"{name} {value}" for name, value in self._figures.items()]
         text = f"{self._name}: {', '.join(parts)}"
         if self._live:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +37,26 @@ def connect() -> None:
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         options: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.ERROR, "log_to_driver": False}
-        if address:
-            ray.init(address=address, runtime_env=_shipped(), **options)
-        else:
-            ray.init(address="local", include_dashboard=False, **options)
+        with _without_chatter():
+            if address:
+                ray.init(address=address, runtime_env=_shipped(), **options)
+            else:
+                ray.init(address="local", include_dashboard=False, **options)
     _quieten()
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Ray's C++ layer announces its log level on stderr while it starts; what fails there is raised, not printed."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _shipped() -> dict[str, Any]:
@@ -58,8 +76,9 @@ def _quieten() -> None:
     context.print_on_execution_start = False
     # Rows keep their order: "first" and the k-th identical row mean the same on any number of workers.
     context.execution_options.preserve_order = True
+    # What fails reaches the user once, as our own line.
     for name in ("ray.data", "ray.train", "ray.tune", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def cluster_resources() -> tuple[int, int]:

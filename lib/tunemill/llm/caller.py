@@ -350,10 +350,12 @@ def _show(ledger: Any, progress: Progress, spent_before_usd: float, done: thread
         tokens = sum(tally.output_tokens for tally in tallies.values())
         figures = {"cost": f"${spent_before_usd + cost:,.4f}", "calls": f"{(calls - calls_before) / _POLL_S:,.0f}/s"}
         figures["tokens out"] = f"{tokens:,}"
-        if throttled := sum(tally.throttled for tally in tallies.values()):
+        throttled, failures = (sum(getattr(tally, name) for tally in tallies.values()) for name in ("throttled", "failures"))
+        if throttled:
             figures["429s"] = f"{throttled:,}"
-        if failures := sum(tally.failures for tally in tallies.values()):
+        if failures:
             figures["errors"] = f"{failures:,}"
+        progress.reached(calls - throttled - failures)
         if stopped:
             figures["stopping"] = stopped
         calls_before = calls
