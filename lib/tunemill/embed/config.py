@@ -70,7 +70,7 @@ class EmbedConfig:
     workers: Annotated[int, Field(ge=1)] | None = operational(None)
     """Model copies that run at once; null fits them to the cluster."""
     batch_tokens: Annotated[int, Field(ge=64)] | None = operational(None)
-    """Tokens in one forward pass; null takes 4096 on a CPU and 65536 on a GPU."""
+    """Tokens in one forward pass; null takes 2048 on a CPU and 65536 on a GPU."""
     cache: str | None = operational(None)
     """Folder (local or s3://) of vectors by text, model and settings: later runs embed only new texts."""
     api: ApiConfig = field(default_factory=ApiConfig)

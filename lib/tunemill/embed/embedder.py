@@ -6,6 +6,7 @@ by token length. The data type is checked against fp32 on a sample of the texts 
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import queue
 import threading
@@ -23,11 +24,12 @@ from tunemill.errors import ConfigError, RunFailed
 
 __all__ = ["Embedded", "Embedder", "pick_device"]
 
-_BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
 _CHUNK_TEXTS = 512
 _SAMPLE_TEXTS = 64
 _SAMPLE_CHARS = 8192
 _READ_AHEAD = 8
+_UNDER_WAY = 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -119,26 +121,38 @@ class Embedder:
         items: dict[int, Any] = {}
         buckets = Buckets(self._batch_tokens, self._reader.limit)
         done = 0
+        under_way: collections.deque[tuple[list[int], Any]] = collections.deque()
+
+        def run(batch: Batch) -> None:
+            under_way.append((batch.rows, self._forward(batch, items)))
+            # A GPU works on the next batches while this one's vectors come back.
+            if len(under_way) > _UNDER_WAY:
+                rows, found = under_way.popleft()
+                vectors[rows] = found.cpu().numpy()
+
         with self._torch.inference_mode():
             for tokens in _read_ahead(self._reader, texts):
                 end = done + len(tokens.lengths)
                 n_tokens[done:end], cut[done:end] = tokens.lengths, tokens.cut
                 items.update(zip(range(done, end), tokens.items, strict=True))
                 for batch in buckets.add(done, tokens.lengths):
-                    vectors[batch.rows] = self._forward(batch, items)
+                    run(batch)
                 done = end
             for batch in buckets.flush():
-                vectors[batch.rows] = self._forward(batch, items)
+                run(batch)
+            for rows, found in under_way:
+                vectors[rows] = found.cpu().numpy()
         return Embedded(vectors, n_tokens, cut)
 
-    def _forward(self, batch: Batch, items: dict[int, Any]) -> np.ndarray:
+    def _forward(self, batch: Batch, items: dict[int, Any]) -> Any:
+        """Unit vectors of a batch as a tensor [rows, d] on the device, perhaps still being computed."""
         features = self._reader.pad([items.pop(row) for row in batch.rows], batch.width)
         if self.device != "cpu":
             features = {k: v.to(self.device, non_blocking=True) if hasattr(v, "to") else v for k, v in features.items()}
         found = self._model(features)["sentence_embedding"].float()
         norms = found.norm(dim=1, keepdim=True)
         # A zero vector has no direction: it becomes NaN here and a named reason in the stage.
-        return np.asarray((found / norms).cpu())
+        return found / norms
 
     def _choose_precision(self, texts: Sequence[str]) -> None:
         """Take the first data type whose vectors stay within the cosine bound of fp32 on a sample."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -129,6 +130,9 @@ class VectorColumn:
             from tunemill.embed.remember import RememberingEmbedder
 
             torch.set_num_threads(self._threads)
+            if self._threads == 1 and torch.cuda.is_available():
+                # The node's CPUs have nothing else to do, and one thread cannot tokenise as fast as a GPU embeds.
+                os.environ["TOKENIZERS_PARALLELISM"] = "true"
             self._embedder = RememberingEmbedder(self._task.config, sample=self._task.sample)
         return self._embedder
 
