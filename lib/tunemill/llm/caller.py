@@ -355,7 +355,7 @@ def _show(ledger: Any, progress: Progress, spent_before_usd: float, done: thread
             figures["429s"] = f"{throttled:,}"
         if failures:
             figures["errors"] = f"{failures:,}"
-        progress.reached(calls - throttled - failures)
+        progress.reached(sum(tally.answers + tally.reused for tally in tallies.values()))
         if stopped:
             figures["stopping"] = stopped
         calls_before = calls
