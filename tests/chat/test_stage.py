@@ -85,7 +85,7 @@ def test_columns_of_a_run_are_carried(tmp_path: Path) -> None:
         ([{"text": "x"}], {}, DataError, "should also have prompt"),
         ([{"text": "x", "prompt": "y"}], {"task": "classify"}, DataError, "should also have label"),
         ([{"conversations": GOOD_TURNS}], {"tokenizer": None}, ConfigError, "template.tokenizer is null"),
-        ([{"conversations": LONG_TURNS}], {"max_length": 8}, DataError, "max_length is 8, the shortest example has 66 tokens"),
+        ([{"conversations": LONG_TURNS}], {"max_length": 8}, DataError, "max_length is 8, the shortest example has 65 tokens"),
         ([{"conversations": GOOD_TURNS[:1]}], {}, DataError, "no row is left to train on: all were dropped .no_answer 1"),
     ],
 )

@@ -18,7 +18,7 @@ from tunemill.errors import ConfigError, TemplateError
         ("v1", "tokenizer.model.v1"),
         ("v7", "mistral_instruct_tokenizer_241114.model.v7"),
         ("tekken", "tekken_240911.json"),
-        ("tekken_240718.json", "tekken_240718.json"),
+        ("tokenizer.model.v1", "tokenizer.model.v1"),
     ],
 )
 def test_short_names_and_bundled_files(name: str, file: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from tunemill.chat.conversations import Message
 
-__all__ = ["ChatTokenizer", "Encoded", "answer_ids", "refused"]
+__all__ = ["ChatTokenizer", "Encoded", "refused"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +67,6 @@ class ChatTokenizer(Protocol):
 
     def facts(self) -> Mapping[str, Any]:
         """Plain facts for the manifest: source, family, how the mask was found, a hash of the template."""
-
-
-def answer_ids(tokenizer: ChatTokenizer, messages: Sequence[Message], answer: str, *, end: bool = True) -> list[int]:
-    """Ids of ``answer`` as it follows ``encode_prompt(messages)``, with the end-of-turn token unless ``end`` is false."""
-    encoded = tokenizer.encode([*messages, {"role": "assistant", "content": answer}])
-    start, stop = encoded.answers[-1]
-    return encoded.input_ids[start : stop if end else stop - 1]
 
 
 def refused(reason: str) -> Encoded:
