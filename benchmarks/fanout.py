@@ -1,6 +1,7 @@
 """Limit use, overhead, memory and faults of the fan-out, ours and peers on the same mock.
 
-    python benchmarks/fanout.py limits --rpm 600 --callers 4       one setting; --tpm, --jobs 2, --seconds 70
+    python benchmarks/fanout.py limits --rpm 600 --callers 4       one setting; --tpm, --jobs 2, --seconds 75
+    python benchmarks/fanout.py suite                               all settings of limits, on one cluster
     python benchmarks/fanout.py overhead                            CPU per call, layer by layer
     python benchmarks/fanout.py memory --rows 100000
     python benchmarks/fanout.py faults
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -33,6 +36,7 @@ sys.path[:0] = [str(ROOT.parent / "tests"), str(ROOT)]
 from mock_provider import Faults, Latency, Limit, MockConfig, MockHandle, start_mock  # noqa: E402
 from tunemill.llm.config import Limits, ModelConfig, Params, Price  # noqa: E402
 
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 RESULTS = ROOT / "results" / "fanout.jsonl"
 WARM_S = 10.0
 MIXED = ("throttle", "server_error", "unavailable", "gateway", "cut", "truncated", "empty", "error_200")
@@ -108,9 +112,9 @@ def quiet() -> None:
 
 
 def run_job(
-    name: str, rows: list[dict[str, Any]], model: ModelConfig, folder: Path, *, workers: int, stop_after_s: float | None = None
+    name: str, rows: list[dict[str, Any]], model: ModelConfig, folder: Path, *, workers: int, stop: threading.Event | None = None
 ) -> tuple[int, float]:
-    """One job through the whole of Ray Data; returns rows answered and seconds from the first answer's start."""
+    """One job through the whole of Ray Data, ended early by ``stop``; returns rows answered and seconds."""
     import ray.data
 
     from tunemill.llm.caller import open_calls
@@ -120,10 +124,8 @@ def run_job(
     with open_calls(
         models=(model,), journal=str(folder / name), job=name, progress=Progress(quiet=True), workers=workers
     ) as calls:
-        if stop_after_s is not None:
-            timer = threading.Timer(stop_after_s, calls.stop)
-            timer.daemon = True
-            timer.start()
+        if stop is not None:
+            threading.Thread(target=lambda: (stop.wait(), calls.stop()), daemon=True).start()
         source = ray.data.from_items(rows, override_num_blocks=max(8, len(rows) // 1000))
         for batch in calls.rows(source).iter_batches(batch_size=None, batch_format="pyarrow"):
             answered += batch.column("reason").null_count
@@ -131,39 +133,59 @@ def run_job(
 
 
 def limits(options: argparse.Namespace) -> dict[str, Any]:
-    """Use of a request or token limit."""
+    """Use of a request or token limit, on a cluster of its own."""
+    cluster = start_cluster()
+    try:
+        return one_setting(options)
+    finally:
+        shut(cluster)
+
+
+def suite(options: argparse.Namespace) -> None:
+    """Every setting of the limits on one cluster, each recorded as it ends."""
+    cluster = start_cluster()
+    settings = [{"rpm": rpm, "callers": callers} for rpm in (600.0, 6000.0) for callers in (1, 4, 16)]
+    settings += [{"rpm": 6000.0, "tpm": 20_000.0, "callers": 4}, {"rpm": 600.0, "callers": 4, "jobs": 2}]
+    settings += [{"rpm": 6000.0, "callers": 4, "jobs": 2}]
+    for setting in settings[options.skip :]:
+        chosen = argparse.Namespace(**{**vars(options), "what": "limits", **setting})
+        with contextlib.ExitStack() as stack:
+            if options.lock:
+                file = stack.enter_context(open(options.lock, "w"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+            record(chosen, one_setting(chosen))
+    shut(cluster)
+
+
+def one_setting(options: argparse.Namespace) -> dict[str, Any]:
+    """Use of one limit, with the cluster that this process is connected to."""
     limit = Limit(rpm=options.rpm, tpm=options.tpm)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        start_mock(MockConfig(limits={"*": limit}, latency=Latency(kind="lognormal", mean_s=0.3))) as mock,
-    ):
-        cluster = start_cluster()
+    config = MockConfig(limits={"*": limit}, latency=Latency(kind="lognormal", mean_s=0.3))
+    jobs = [chr(97 + i) for i in range(options.jobs)]
+    with tempfile.TemporaryDirectory() as folder, start_mock(config) as mock:
         model = model_at(mock, limits=Limits(rpm=options.rpm, tpm=options.tpm, concurrency=256))
-        per_s = options.rpm / 60 if options.tpm is None else min(options.rpm, options.tpm / 25) / 60
-        count = int(per_s * (options.seconds + 60) / options.jobs) + 400
-        start_s = 15 + 3 * options.callers
-        jobs = [chr(97 + i) for i in range(options.jobs)]
+        count = int(options.rpm / 60 * (options.seconds + 30) / options.jobs) + 400
+        stop = threading.Event()
+        kwargs = {"workers": max(1, options.callers // options.jobs), "stop": stop}
         threads = [
-            threading.Thread(
-                target=run_job,
-                args=(job, rows_for(count, job), model, Path(folder)),
-                kwargs={"workers": options.callers, "stop_after_s": options.seconds + start_s},
-            )
-            for job in jobs
+            threading.Thread(target=run_job, args=(job, rows_for(count, job), model, Path(folder)), kwargs=kwargs) for job in jobs
         ]
         for thread in threads:
             thread.start()
+        while not mock.stats().get("answered"):
+            time.sleep(0.2)
+        time.sleep(options.seconds + 2)
+        stop.set()
         for thread in threads:
             thread.join()
         seen = steady(mock, options.seconds)
-        shut(cluster)
     ids = seen.pop("ids")
-    allowed = options.rpm / 60 * seen["seconds"]
-    use = seen["answered"] / allowed
+    use = seen["answered"] / (options.rpm / 60 * seen["seconds"])
     if options.tpm is not None:
         use = max(use, seen["tokens"] / (options.tpm / 60 * seen["seconds"]))
     shares = {job: round(sum(item.startswith(job) for item in ids) / max(len(ids), 1), 3) for job in jobs}
-    return {"use": round(use, 4), **seen, "shares": shares}
+    throttled = round(seen["throttled"] / max(seen["requests"], 1), 5)
+    return {"use": round(use, 4), "throttled_share": throttled, **seen, "shares": shares}
 
 
 def shut(cluster: Any) -> None:
@@ -415,7 +437,7 @@ def peer(options: argparse.Namespace) -> dict[str, Any]:
 
 def record(options: argparse.Namespace, found: dict[str, Any]) -> None:
     """Add one line to the results."""
-    settings = {key: value for key, value in vars(options).items() if value is not None and key != "python"}
+    settings = {key: value for key, value in vars(options).items() if value is not None and key not in ("python", "lock", "skip")}
     line = {
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "load": round(os.getloadavg()[0], 1),
@@ -431,16 +453,21 @@ def record(options: argparse.Namespace, found: dict[str, Any]) -> None:
 def main() -> None:
     """Parse, measure, record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("limits", "overhead", "memory", "faults", "peer", "report"))
+    parser.add_argument("what", choices=("limits", "suite", "overhead", "memory", "faults", "peer", "report"))
     parser.add_argument("--rpm", type=float, default=600)
     parser.add_argument("--tpm", type=float)
     parser.add_argument("--callers", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=70)
+    parser.add_argument("--seconds", type=float, default=75)
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--peer", choices=("bucket", "curator", "raydata"))
     parser.add_argument("--python", help="interpreter that has the peer installed")
+    parser.add_argument("--lock", help="file to lock while a setting of the suite is measured")
+    parser.add_argument("--skip", type=int, default=0, help="settings of the suite to leave out")
     options = parser.parse_args()
+    if options.what == "suite":
+        suite(options)
+        return
     if options.what == "report":
         from fanout_report import write_report
 

@@ -53,7 +53,9 @@ class Report:
     throttled: list[tuple[float, float | None]] = dataclasses.field(default_factory=list)
     """Age of the call and the provider's hint, for each throttled call."""
     failed: int = 0
-    """Calls that got no response, or an overload."""
+    """Calls that got no response."""
+    overloaded: int = 0
+    """Calls that the server answered with an error of its own (5xx)."""
     day_quota_s: float | None = None
     headers: LimitHeaders | None = None
     epoch: str = ""
@@ -253,8 +255,8 @@ class Allocator:
             self.circuit.succeeded()
             if self.limiter.throttled(now, now - age_s, hint) and self.concurrency is not None:
                 self.concurrency.throttled(now, now - age_s)
-        for _ in range(report.failed):
-            self.circuit.failed(now)
+        for number in range(report.failed + report.overloaded):
+            self.circuit.failed(now, answered=number >= report.failed)
         if report.day_quota_s is not None:
             self.limiter.park(now + (report.day_quota_s or PARK_S))
 

@@ -90,6 +90,11 @@ class BudgetService:
                 self._allocator.withdraw(waiter)
         return self._allocator.grant(ask.report.caller, self._clock(), waiter)
 
+    def idle_for(self, seconds: float) -> bool:
+        """True when nobody has asked for so long."""
+        self._allocator.expire(self._clock())
+        return self._allocator.idle and self._clock() - self._used > seconds
+
     async def state(self) -> dict[str, Any]:
         """Figures for tests and for people."""
         allocator = self._allocator
@@ -215,6 +220,20 @@ class _BudgetActor(BudgetService):
         marker = f"{name}/lives"
         super().__init__(fresh=_kv_get(marker) is None)
         _kv_put(marker, b"1")
+        self._watch: asyncio.Task[None] | None = None
+
+    async def join(self, job: str, caller: str, terms: Terms) -> Grant:
+        """Make a caller known; from then on watch for the time when nobody needs this actor."""
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._end_when_idle())
+        return await super().join(job, caller, terms)
+
+    async def _end_when_idle(self) -> None:
+        import ray
+
+        while not self.idle_for(IDLE_EXIT_S):
+            await asyncio.sleep(IDLE_EXIT_S / 10)
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 
 class _LedgerActor(LedgerService):

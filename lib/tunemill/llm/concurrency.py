@@ -107,8 +107,9 @@ class Circuit:
         self.open_until = float("-inf")
         self._worked = True
 
-    def failed(self, now: float) -> None:
-        """Note a call that got no response."""
+    def failed(self, now: float, *, answered: bool = False) -> None:
+        """Note a call that got no response, or only an error of the server's (``answered``)."""
+        self._worked = self._worked or answered
         if now < self.open_until:
             return
         self._failures += 1

@@ -158,8 +158,10 @@ class Gate:
             report.day_quota_s = failure.retry_after_s or 0.0
             self._take_over(dataclasses.replace(self._grant, state="parked", wait_s=failure.retry_after_s or PARK_S))
             self._wake.set()
-        elif failure.status is None or failure.kind == "overloaded":
+        elif failure.status is None:
             report.failed += 1
+        elif failure.kind == "overloaded":
+            report.overloaded += 1
         if headers is not None:
             report.headers = headers
         self._admit()
@@ -278,7 +280,13 @@ class Gate:
         """Report what happened while a question is held, and that this caller lives."""
         while True:
             await asyncio.sleep(REPORT_S)
-            quiet = not (self._report.answered or self._report.settled or self._report.throttled or self._report.failed)
+            quiet = not (
+                self._report.answered
+                or self._report.settled
+                or self._report.throttled
+                or self._report.failed
+                or self._report.overloaded
+            )
             now = time.monotonic()
             if self._grant.state == "unknown" or (quiet and now - self._reported < HEARTBEAT_S):
                 continue

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
-from tunemill.llm.gate import BudgetLost
+from tunemill.llm.gate import BudgetLost, Stopped
 from tunemill.llm.ledger import Purse, Tally
 
 __all__ = ["LedgerClient", "PurseKeeper"]
@@ -51,10 +51,12 @@ class PurseKeeper:
         return self.tallies.setdefault(model, Tally())
 
     async def reserve(self, usd: float) -> bool:
-        """Set money aside for one call; False when the cap does not allow it."""
+        """Set money aside for one call; False when the cap does not allow it. Raises Stopped."""
         if not self._capped:
             return True
         while not self._take(usd):
+            if self.stopped is not None:
+                raise Stopped
             if usd >= self._over_need:
                 return False
             async with self._lock:

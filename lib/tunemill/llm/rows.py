@@ -14,7 +14,7 @@ from tunemill.llm.journal import Entry
 from tunemill.llm.lane import Request
 from tunemill.llm.request import Answer, Failure, Provider, WireResponse
 
-__all__ = ["Result", "as_row", "dead_letter", "intent_of", "outcome_of"]
+__all__ = ["Result", "as_row", "dead_letter", "intent_of", "outcome_of", "unsent"]
 
 _KEPT_HEADERS = ("x-amzn-bedrock", "x-amzn-requestid", "x-request-id", "request-id", "apim-request-id", "content-type")
 
@@ -92,6 +92,11 @@ def outcome_of(
         headers={k: v for k, v in raw.headers.items() if k.startswith(_KEPT_HEADERS)} if raw else {},
         body=raw.body if raw else b"",
     )
+
+
+def unsent(intent: Entry) -> Entry:
+    """The outcome of a call that was intended and never sent: it can not have been paid."""
+    return dataclasses.replace(intent, type="failure", usd=0.0, at=_now(), kind="connection", error="not sent", url="", body=b"")
 
 
 def dead_letter(request: Request, attempt: int, reason: str, failure: Failure) -> Entry:

@@ -25,7 +25,7 @@ from tunemill.llm.providers.failures import failure
 from tunemill.llm.purse import LedgerClient, PurseKeeper
 from tunemill.llm.request import Answer, Failure, Prompt, keyed_request
 from tunemill.llm.retry import GiveUp, RetryBudget, RetryPolicy
-from tunemill.llm.rows import Result, as_row, dead_letter, intent_of, outcome_of
+from tunemill.llm.rows import Result, as_row, dead_letter, intent_of, outcome_of, unsent
 from tunemill.llm.schema import schema_problem
 
 __all__ = ["PENDING", "CallWorker", "Job"]
@@ -171,10 +171,10 @@ class CallWorker:
         failed: Failure | None = None
         self._retries.earn()
         while not self._stopped:
-            if not await self._purse.reserve(request.most_usd):
-                return Result(reason="over_budget", error="the cap of budget_usd is reached; raise it to call this row")
-            attempt += 1
             try:
+                if not await self._purse.reserve(request.most_usd):
+                    return Result(reason="over_budget", error="the cap of budget_usd is reached; raise it to call this row")
+                attempt += 1
                 outcome, entry = await self._attempt(request, attempt)
             except Parked as parked:
                 return Result(reason="quota_day", error=f"the day's quota is used up; run again in {parked.wait_s / 60:.0f} min")
@@ -226,23 +226,28 @@ class CallWorker:
         """A permit whose time has come, with the intent written; its call's id."""
         gate = request.lane.gate
         intent: Entry | None = None
-        while True:
-            permit = await gate.acquire(request.lane.reserve(request.estimate), request.order)
-            try:
-                if self._stopped and intent is None:
-                    raise Stopped
-                if intent is None:
-                    intent = intent_of(request, attempt)
-                    await self._writer.intend([intent])
-                wait_s = permit.send_at - time.monotonic()
-                if wait_s > 0:
-                    await asyncio.sleep(wait_s)
-            except BaseException:
+        try:
+            while True:
+                permit = await gate.acquire(request.lane.reserve(request.estimate), request.order)
+                try:
+                    if self._stopped:
+                        raise Stopped
+                    if intent is None:
+                        intent = intent_of(request, attempt)
+                        await self._writer.intend([intent])
+                    wait_s = permit.send_at - time.monotonic()
+                    if wait_s > 0:
+                        await asyncio.sleep(wait_s)
+                except BaseException:
+                    gate.cancel(permit)
+                    raise
+                if permit.at is None or wait_s > -self._job.late_s:
+                    return permit, intent.call
                 gate.cancel(permit)
-                raise
-            if permit.at is None or wait_s > -self._job.late_s:
-                return permit, intent.call
-            gate.cancel(permit)
+        except (Parked, Stopped, Unreachable):
+            if intent is not None:
+                await self._writer.record([unsent(intent)])
+            raise
 
     @property
     def _stopped(self) -> bool:
