@@ -26,9 +26,8 @@ def run(argv: Sequence[str]) -> None:
     from tunemill.finetune.merge import merge
 
     done = merge(Location.of(parsed.positional), config)
-    sys.stdout.write(
-        f"{done.folder.url}: {done.dtype}, probabilities of {done.probes} probes differ by at most {done.probability_difference:.2g}\n"
-    )
+    close = f"probabilities of {done.probes} probes differ by at most {done.probability_difference:.2g}"
+    sys.stdout.write(f"{done.folder.url}: {done.dtype}, {close}\n")
 
 
 if __name__ == "__main__":

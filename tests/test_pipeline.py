@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from tunemill.pipeline import ORDER
 from tunemill.store import Location, StageStore
 
 ROOT = Path(__file__).parents[1]
-MODEL = {"provider": "embedded", "params": {"max_tokens": 16, "temperature": 0.8}}
 CONFIG: dict[str, Any] = {
     "run": {"seed": 1},
     "generate": {
@@ -30,7 +28,10 @@ CONFIG: dict[str, Any] = {
             "topics": {"file": str(ROOT / "jobs/configs/topics.json"), "pick": 1},
         },
         "label": "sentiment",
-        "models": [{"name": "calm", **MODEL}, {"name": "lively", "provider": "embedded", "params": {"max_tokens": 16, "top_p": 0.9}}],
+        "models": [
+            {"name": "calm", "provider": "embedded", "params": {"max_tokens": 16, "temperature": 0.8}},
+            {"name": "lively", "provider": "embedded", "params": {"max_tokens": 16, "top_p": 0.9}},
+        ],
     },
     "split": {"test_fraction": 0.3, "validation_fraction": 0.2},
     "template": {"max_length": 128},
@@ -137,14 +138,14 @@ COMPARED = {
 
 
 @pytest.fixture
-def killed(tmp_path: Path) -> Iterator[Path]:
+def killed(tmp_path: Path) -> Path:
     """The configuration file of a run that was killed in every stage and then finished."""
     config = _config(tmp_path)
     for stage in ORDER:
         _kill_when(config, f"{stage}: started")
     done = _run(config)
     assert done.returncode == 0, done.stderr
-    yield config
+    return config
 
 
 @pytest.mark.timeout(600)

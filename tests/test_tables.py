@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tunemill.errors import DataError, root_cause
+from tunemill.files import read_file
 from tunemill.store import Location
-from tunemill.tables import FileSource, InputConfig, Writer, read_file
+from tunemill.tables import FileSource, InputConfig, Writer
 
 ROWS = [{"text": "one", "label": "a"}, {"text": "שלום 👋", "label": "b"}, {"text": "one", "label": "a"}]
 

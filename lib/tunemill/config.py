@@ -79,7 +79,7 @@ def build(config_type: type[C], values: Mapping[str, Any], where: str) -> C:
     one line: the field's dotted path, the offending value and what would be right.
     """
     try:
-        return _adapter(config_type).validate_python(dict(values))
+        return typing.cast(C, _adapter(typing.cast(Any, config_type)).validate_python(dict(values)))
     except ValidationError as error:
         raise ConfigError(_one_line(config_type, error, where)) from error
 
@@ -215,7 +215,7 @@ def set_flag(config_type: type, values: dict[str, Any], flag: str, text: str) ->
 
 
 @functools.cache
-def _adapter(config_type: type[C]) -> TypeAdapter[C]:
+def _adapter(config_type: Any) -> TypeAdapter[Any]:
     for part in _config_types(config_type):
         part.__pydantic_config__ = ConfigDict(extra="forbid", strict=False, coerce_numbers_to_str=True)
     return TypeAdapter(config_type)

@@ -74,6 +74,8 @@ def _quieten() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Our own errors reach the driver as they are, with their exit code.
+    context.raise_original_map_exception = True
     # Rows keep their order: "first" and the k-th identical row mean the same on any number of workers.
     context.execution_options.preserve_order = True
     # What fails reaches the user once, as our own line.

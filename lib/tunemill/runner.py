@@ -167,7 +167,9 @@ def run_stage_job(stage: Stage[C], argv: Sequence[str], usage: str) -> Manifest:
     makes_rows = stage.name == "generate"
     if options.output is None or (options.input is None and not makes_rows):
         missing = "--output DIR" if options.output is None else "--input PATH"
-        raise ConfigError(f"tunemill {stage.name}: {missing} is missing; by itself a stage needs both, within a run only --config FILE")
+        raise ConfigError(
+            f"tunemill {stage.name}: {missing} is missing; by itself a stage needs both, within a run only --config FILE"
+        )
     return _alone(stage, parsed)
 
 

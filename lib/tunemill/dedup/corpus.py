@@ -95,7 +95,8 @@ def _embedded(dataset: Any, texts: tuple[str, ...], config: DedupConfig) -> tupl
 
     named = tuple(f"_embedding_{i}" for i in range(len(texts)))
     for text, vector in zip(texts, named, strict=True):
-        dataset = add_embeddings(dataset, config.embed, text_column=text, output_column=vector)
+        # One pool of model copies at a time: each takes all cores, so two of them in one plan would wait for each other.
+        dataset = add_embeddings(dataset, config.embed, text_column=text, output_column=vector).materialize()
     return dataset, named
 
 

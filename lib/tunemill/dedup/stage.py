@@ -136,7 +136,7 @@ def _pairs(
         max_pairs=config.max_pairs,
         shards=config.shards,
         seed=context.seed,
-        plan=plan,
+        plan=plan if plan is not None and plan.cells else None,
         note=context.progress.note,
     )
     pairs = result.pairs

@@ -113,7 +113,7 @@ def _check_variable(name: str, values: Any) -> None:
             raise ConfigError(f"{path}.join is {values['join']!r}, should be a text such as ', '")
         return
     if not isinstance(values, (list, tuple)):
-        raise ConfigError(f"{path} is {values!r}, should be a list of values or {{file: values.txt}}")
+        raise ConfigError(f"{path} is {values!r}, should be a list such as [x, y] or {{file: values.txt}}")
     if not values:
         raise ConfigError(f"{path} is empty; give at least one value")
     texts = []

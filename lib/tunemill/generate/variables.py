@@ -81,8 +81,10 @@ def load_axis(name: str, spec: Any) -> Axis:
 def _read_groups(path: str, where: str) -> tuple[tuple[str, ...], ...]:
     try:
         text = Location.of(path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{where}: no such file (relative paths start where the command is typed)") from error
     except OSError as error:
-        raise ConfigError(f"{where}: cannot be read ({error.strerror or 'not found'})") from error
+        raise ConfigError(f"{where}: cannot be read ({error})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: not UTF-8 text at byte {error.start}") from error
     groups = (
