@@ -42,6 +42,10 @@ class Spoiled:
     def encode(self, messages: Sequence[Message]) -> Encoded:
         return self.encode_batch([messages])[0]
 
+    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+        encoded = self.encode([*messages, {"role": "assistant", "content": "x"}])
+        return encoded.input_ids[: encoded.answers[-1][0]]
+
 
 def _with(encoded: Encoded, ids: list[int], weights: list[float], shift: int = 0) -> Encoded:
     answers = tuple((start + shift, stop + shift) for start, stop in encoded.answers)
@@ -88,10 +92,9 @@ def system_lost(e: Encoded) -> Encoded:
     return _with(e, [ids[0], *ids[stop:]], [e.loss_weights[0], *e.loss_weights[stop:]], 1 - stop)
 
 
-def other_ids(e: Encoded) -> Encoded:
-    ids = list(e.input_ids)
-    ids[2] = ids[2] + 1 if ids[2] < 200 else ids[2] - 1
-    return replace(e, input_ids=ids)
+def users_changed(e: Encoded) -> Encoded:
+    first = e.answers[0][0] - 3
+    return replace(e, input_ids=[9 if place == first else token for place, token in enumerate(e.input_ids)])
 
 
 @pytest.mark.parametrize(
@@ -104,14 +107,41 @@ def other_ids(e: Encoded) -> Encoded:
         (answer_shifted, "mask covers exactly the answers"),
         (second_turn_opened, "nothing trained after the last answer"),
         (tail_trained, "mask covers exactly the answers"),
-        (system_lost, "mask covers exactly the answers"),
-        (other_ids, "mask covers exactly the answers"),
+        (system_lost, "system text present"),
+        (users_changed, "user texts present"),
     ],
 )
 def test_spoiled_encodings_are_refused(change: Callable[[Encoded], Encoded], check: str) -> None:
     """Each fault makes the proof fail with the name of a check."""
     with pytest.raises(TemplateError, match=check):
         prove(Spoiled(change))  # type: ignore[arg-type]
+
+
+def test_ids_that_differ_from_the_genuine_template_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison with the reference is a check of its own."""
+    tokenizer = toy()
+    monkeypatch.setattr(tokenizer, "matches_reference", lambda messages, encoded: len(messages) != 2)
+    with pytest.raises(TemplateError, match="genuine template's: the ids differ .* .one turn"):
+        prove(tokenizer)
+
+
+def test_answers_that_do_not_decode_back_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer must come back as the family's stripping leaves it, not otherwise."""
+    tokenizer = toy()
+    monkeypatch.setattr(tokenizer, "stripped", lambda role, text: text.rstrip())
+    with pytest.raises(TemplateError, match="answers decode back exactly"):
+        prove(tokenizer)
+
+
+def test_injected_control_tokens_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer that takes a text's <end> for the control token fails by name."""
+    tokenizer = toy()
+    naive = toy()
+    monkeypatch.setattr(naive, "_plain", naive._whole)
+    monkeypatch.setattr(naive, "_control_ids", frozenset())
+    monkeypatch.setattr(tokenizer, "encode", naive.encode)
+    with pytest.raises(TemplateError, match="control tokens in texts stay text: .* became control tokens"):
+        prove(tokenizer)
 
 
 def test_good_template_passes_every_check() -> None:

@@ -18,9 +18,7 @@ from tunemill.chat.tokenizer import load
 from tunemill.embedded import EMBEDDED_MODEL, resolve_model
 
 FAMILIES = ("gemma2", "gemma3", "smollm2")
-SETTINGS = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SETTINGS = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def folder(name: str) -> str:
