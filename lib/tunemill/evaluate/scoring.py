@@ -37,7 +37,7 @@ class Scorer:
     @property
     def context_tokens(self) -> int:
         """The longest sequence the model was made for."""
-        return int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 30))
 
     def shared(self, prompts: Sequence[Sequence[int]], tails: Sequence[Sequence[int]], *, tuned: bool) -> Floats:
         """Summed log-probability of each tail after each prompt, [n prompts, n tails].

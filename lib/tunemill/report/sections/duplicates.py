@@ -18,7 +18,7 @@ __all__ = ["duplicates_section", "marked_difference"]
 _EXAMPLES = 8
 _READ_DROPPED = 20_000
 _WORDS_COMPARED = 400
-_LEAST_SHARED = 0.45
+_LEAST_SHARED = 0.6
 
 
 def duplicates_section(run: RunFolder) -> dict[str, Any] | None:

@@ -101,9 +101,8 @@ def _training_facts(run: RunFolder, details: dict[str, Any], losses: list[Any], 
     lora = config.get("lora") or {}
     facts: dict[str, str] = {"base model": str(details.get("base_model") or config.get("base_model") or "")}
     if lora:
-        facts["LoRA"] = ", ".join(
-            f"{key} {value}" for key, value in lora.items() if isinstance(value, (int, float)) and value is not None
-        )
+        shown = {key: value for key, value in lora.items() if isinstance(value, (int, float)) and value}
+        facts["LoRA"] = ", ".join(key if value is True else f"{key} {value}" for key, value in shown.items())
     for key in ("learning_rate", "epochs", "batch_size", "accumulation", "schedule"):
         if config.get(key) is not None:
             facts[key.replace("_", " ")] = str(config[key])
