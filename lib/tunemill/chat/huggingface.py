@@ -16,8 +16,9 @@ from typing import Any
 
 from tunemill.chat.conversations import Message
 from tunemill.chat.encoded import Encoded, refused
-from tunemill.chat.families import GEMMA_TEMPLATE, Family, find_family
-from tunemill.chat.skeleton import Control, Render, Run, Skeleton, build_skeleton
+from tunemill.chat.families import Family, find_family
+from tunemill.chat.skeleton import Control, Run, Skeleton, build_skeleton
+from tunemill.chat.template import inner_tokenizer, renderer, template_of
 from tunemill.errors import TemplateError
 
 __all__ = ["HuggingFaceChat"]
@@ -57,17 +58,17 @@ class HuggingFaceChat:
         backend.no_padding()
         added = backend.get_added_tokens_decoder()
         special = {token.content for token in added.values() if token.special}
-        self._template, self._own_template = _template_of(name, tokenizer, special)
+        self._template, self._own_template = template_of(name, tokenizer, special)
         # Some templates use added tokens that are not flagged special (<think>, <|user|>): to us they are control tokens too.
         named = {t.content for t in added.values() if not t.special and t.content.strip() and t.content in self._template}
         if named:
             backend.add_special_tokens([t for t in added.values() if t.content in named])
         self._controls = {token.content: token_id for token_id, token in added.items() if token.content in special | named}
-        self._inner = _inner_tokenizer(backend)
+        self._inner = inner_tokenizer(backend)
         self._control_ids = frozenset(self._controls.values())
         longest_first = sorted(self._controls, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._render = _renderer(tokenizer, self._template)
+        self._render = renderer(tokenizer, self._template)
         self._skeletons: dict[tuple[tuple[str, ...], tuple[bool, ...], bool], Skeleton] = {}
         self._heads: dict[str, list[int]] = {}
         try:
@@ -269,54 +270,3 @@ class HuggingFaceChat:
             "vocab_size": self.vocab_size,
             "plain_text_markers": False,
         }
-
-
-def _inner_tokenizer(backend: Any) -> Any:
-    """The tokenizer for text that does not stand at the very beginning.
-
-    SentencePiece tokenizers converted with ``prepend_scheme: first`` put a space before the first text only.
-    """
-    from tokenizers import Tokenizer, pre_tokenizers
-
-    before = backend.pre_tokenizer
-    if not isinstance(before, pre_tokenizers.Metaspace) or before.prepend_scheme != "first":
-        return backend
-    inner = Tokenizer.from_str(backend.to_str())
-    inner.pre_tokenizer = pre_tokenizers.Metaspace(replacement=before.replacement, prepend_scheme="never", split=before.split)
-    return inner
-
-
-def _template_of(name: str, tokenizer: Any, special: set[str]) -> tuple[str, bool]:
-    template = tokenizer.chat_template
-    if isinstance(template, Mapping):
-        template = template.get("default")
-    if isinstance(template, str) and template.strip():
-        return template, True
-    if {"<start_of_turn>", "<end_of_turn>"} <= special:
-        return GEMMA_TEMPLATE, False
-    raise TemplateError(
-        f"tokenizer {name!r}: carries no chat template; use the tokenizer of the model's instruct version, or mistral-common/v3"
-    )
-
-
-def _renderer(tokenizer: Any, template: str) -> Render:
-    import jinja2
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    marks = re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
-    names = dict(tokenizer.special_tokens_map)
-
-    def render(messages: Sequence[Message], *, prompt: bool = False) -> tuple[str, list[tuple[int, int]]]:
-        try:
-            texts, spans = render_jinja_template(
-                [list(messages)],
-                chat_template=template,
-                add_generation_prompt=prompt,
-                return_assistant_tokens_mask=marks,
-                **names,
-            )
-        except (jinja2.TemplateError, TypeError, KeyError, IndexError, ValueError) as error:
-            raise TemplateError(f"the template refuses roles {'/'.join(m['role'] for m in messages)} ({error})") from error
-        return texts[0], list(spans[0]) if spans else []
-
-    return render
