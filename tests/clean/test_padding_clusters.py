@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -121,6 +123,12 @@ TARGET = Clusters(
 def test_rule_of_the_wanted_segment(labels: list[int], distances: list[float], padding: list[bool], choice: Choice) -> None:
     """One in the target stays; of several the nearest that no pattern hits; else what lies within reach; else a reason."""
     assert choose(labels, distances, padding, TARGET) == choice
+
+
+def test_without_a_target_the_first_that_no_pattern_hits_is_kept() -> None:
+    """Answers that are about many things keep their opening, not what lies near a meaningless mean."""
+    anything = dataclasses.replace(TARGET, target=None, reach=float("inf"))
+    assert choose([0, 1, 0], [0.9, 0.8, 0.1], [True, False, False], anything) == Choice(1, None)
 
 
 @settings(max_examples=100, deadline=None)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunemill.clean.segments import split_segments, trimmed
+from tunemill.clean.answers import decide
+from tunemill.clean.keywords import Patterns
+from tunemill.clean.padding_clusters import Clusters
+from tunemill.clean.segments import is_finished, split_segments, trimmed
 
 CASES = {
     "english": ("I love it. It is great! Is it? Yes.", ["I love it.", "It is great!", "Is it?", "Yes."]),
@@ -82,3 +86,26 @@ def test_no_letter_is_lost_or_moved(text: str) -> None:
 def test_wrapping_and_unpaired_quotes_go(segment: str, text: str) -> None:
     """Quotes around the whole segment and halves of a pair are removed; inner quotations stay."""
     assert trimmed(segment) == text
+
+
+@pytest.mark.parametrize("segment", ["Yes.", 'He said "no!"', "太好了！”", "نعم؟", "Great! 😊🎉", "यह अच्छा है।", "**Done.**"])
+def test_finished_sentences_are_known_in_every_script(segment: str) -> None:
+    """Quotes, emphasis and emoji behind the mark do not matter; without a mark a sentence is cut."""
+    assert is_finished(segment)
+    assert not is_finished("and then the")
+
+
+def test_a_cut_last_sentence_is_not_the_wanted_one() -> None:
+    """Where max_tokens cut an answer, its half sentence loses even if it lies nearest to the centre."""
+    clusters = Clusters(
+        mean=np.zeros(1, np.float32),
+        components=np.ones((1, 1), np.float32),
+        centres=np.zeros((1, 1), np.float32),
+        target=0,
+        reach=1.0,
+        explained_variance=(1.0,),
+        covered=(1.0,),
+    )
+    near = {"I love it.": 0.5, "So does": 0.1}
+    answer = decide("I love it. So does", list(near), lambda s: (0, near[s]), Patterns(()), clusters)
+    assert answer == ("I love it.", 0, None)

@@ -134,7 +134,7 @@ GOOD = {"template": "A {mood} line", "variables": {"mood": ["up", "down"]}, "lab
         ({"variables": {"mood": "up"}}, ["variables.mood", "list"]),
         ({"variables": {"mood": [True, False]}}, ["variables.mood", "quotes"]),
         ({"variables": {"mood": ["up", "up"]}}, ["variables.mood", "'up' twice"]),
-        ({"variables": {"mood": {"file": "nowhere.json"}}}, ["variables.mood", "nowhere.json", "cannot be read"]),
+        ({"variables": {"mood": {"file": "nowhere.json"}}}, ["variables.mood", "nowhere.json", "no such file"]),
         ({"variables": {"mood": {"file": "x.json", "pik": 3}}}, ["variables.mood", "'pik'"]),
         ({"variables": {"mood": {"file": "x.json", "pick": 0}}}, ["variables.mood.pick", "0"]),
         ({"variables": {"mood": {"file": "x.json", "pick": 2}}}, ["variables.mood.pick", "label"]),

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from tunemill.clean.keywords import Patterns
 from tunemill.clean.padding_clusters import Clusters, choose
-from tunemill.clean.segments import split_segments, trimmed
+from tunemill.clean.segments import is_finished, split_segments, trimmed
 
 __all__ = ["SEGMENTS", "Counts", "Places", "Splitter", "decide", "lowest", "segment_table", "shown"]
 
@@ -114,7 +114,10 @@ def decide(
     if len(segments) == 1:
         return text or "", 0, None
     labels, distances = zip(*(place(segment) for segment in segments), strict=True)
-    choice = choose(labels, distances, [patterns.hit(segment) for segment in segments], clusters)
+    padding = [patterns.hit(segment) for segment in segments]
+    # An answer that was cut at max_tokens ends in half a sentence.
+    padding[-1] = padding[-1] or (not is_finished(segments[-1]) and any(map(is_finished, segments[:-1])))
+    choice = choose(labels, distances, padding, clusters)
     if choice.index is None:
         return text or "", None, choice.reason
     return trimmed(segments[choice.index]), choice.index, None

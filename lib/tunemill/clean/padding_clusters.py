@@ -158,7 +158,8 @@ def choose(labels: Sequence[int], distances: Sequence[float], padding: Sequence[
     """The wanted one among the segments of one answer, given each one's cluster, distance and keyword hit.
 
     One segment in the target is kept; of several, the nearest to the centre that no pattern hits. Where none
-    is in the target, the nearest that no pattern hits is kept if it lies within the target's reach.
+    is in the target, the nearest that no pattern hits is kept if it lies within the target's reach. Without a target
+    there is no centre to be near to, and the first that no pattern hits is kept.
     """
     inside = [i for i in range(len(labels)) if clusters.target is None or labels[i] == clusters.target]
     if len(inside) == 1:
@@ -166,6 +167,8 @@ def choose(labels: Sequence[int], distances: Sequence[float], padding: Sequence[
     candidates = [i for i in (inside or range(len(labels))) if not padding[i]]
     if not candidates:
         return Choice(None, "keyword" if inside else "padding")
+    if clusters.target is None:
+        return Choice(candidates[0], None)
     nearest = min(candidates, key=lambda i: (distances[i], i))
     if inside or distances[nearest] <= clusters.reach:
         return Choice(nearest, None)

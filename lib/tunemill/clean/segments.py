@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["split_segments", "trimmed"]
+__all__ = ["is_finished", "split_segments", "trimmed"]
 
 # Marks that end a sentence wherever they stand: scripts that write no space after them.
 _WIDE_ENDS = "。！？｡︒﹖﹗．"
@@ -59,6 +59,14 @@ def trimmed(segment: str) -> str:
         else:
             break
     return text
+
+
+def is_finished(segment: str) -> bool:
+    """True where a segment ends in a sentence-ending mark, quotes and emoji behind it left aside."""
+    text = segment.rstrip()
+    while text and (text[-1] in _CLOSERS or text[-1].isspace() or _is_picture(text[-1])):
+        text = text[:-1]
+    return bool(text) and text[-1] in _ENDS + _WIDE_ENDS
 
 
 def _opened(text: str, closer: str) -> bool:
