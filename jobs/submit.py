@@ -30,7 +30,7 @@ class SubmitOptions(Options):
     """Flags of ``tunemill submit``."""
 
     address: str = "http://127.0.0.1:8265"
-    """Address of the cluster's job server; RAY_AUTH_TOKEN is sent along when RAY_AUTH_MODE=token."""
+    """Address of the cluster's job server; a token in RAY_AUTH_TOKEN or ~/.ray/auth_token is sent along."""
     no_wait: bool = False
     """Return once the job is accepted instead of following its log."""
 
@@ -46,9 +46,8 @@ def run(argv: Sequence[str]) -> None:
         raise ConfigError("tunemill submit: --config is missing; name the YAML file of the run")
     build(PipelineConfig, parsed.values, parsed.where)
     client = _client(options.address)
-    passed = [word for word in argv if word not in ("--no-wait",)]
-    for name in ("--address",):
-        passed = _without(passed, name)
+    passed = [word for word in argv if word != "--no-wait"]
+    passed = _without(passed, "--address")
     script = ["python", "jobs/pipeline.py"] if Path("jobs/pipeline.py").exists() else ["tunemill", "run"]
     job = client.submit_job(
         entrypoint=shlex.join([*script, *passed]),
@@ -64,11 +63,15 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _client(address: str):  # type: ignore[no-untyped-def]
+    # `ray start` asks for a token as soon as this user has one, but a client sends it only when told to.
+    if os.environ.get("RAY_AUTH_TOKEN") or Path("~/.ray/auth_token").expanduser().exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
         first = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"tunemill submit: no Ray job server at {address} ({first}); start one with: ray start --head"

@@ -5,6 +5,7 @@ Also the one place that says how many workers of a kind fit.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -64,7 +65,10 @@ def _shipped() -> dict[str, Any]:
     package = Path(__file__).parent
     if "site-packages" in package.parts:
         return {}
-    passed = {name: os.environ[name] for name in ("TUNEMILL_CWD", "TUNEMILL_CACHE") if name in os.environ}
+    # What the job was submitted with reaches the workers anyway, and Ray refuses to be told twice.
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env", {}).get("env_vars", {})
+    names = {"TUNEMILL_CWD", "TUNEMILL_CACHE"} - set(submitted)
+    passed = {name: os.environ[name] for name in sorted(names) if name in os.environ}
     return {"py_modules": [str(package)], "env_vars": passed}
 
 
