@@ -25,5 +25,7 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T], threads: int) -> li
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processor cores that this process may use: those it runs on, or OMP_NUM_THREADS where that is fewer."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(here, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else here
