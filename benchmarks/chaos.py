@@ -53,10 +53,12 @@ def write_table() -> None:
     lines = [
         "# kill -9",
         "",
-        f"`python benchmarks/chaos.py`, {rounds[-1][0][:10]}, {os.cpu_count()} cores shared with other work. Each round: {ROWS} rows,",
+        f"`python benchmarks/chaos.py`, {rounds[-1][0][:10]}, {os.cpu_count()} cores shared with other work.",
+        f"Each round: {ROWS} rows,",
         f"{CONCURRENCY} calls in flight at most, a head and two worker nodes (simulated), one SIGKILL at a random moment.",
         "",
-        "| killed | rounds | rows answered | counted answers lost | paid twice (most in a round) | of those not listed | rounds that kept every promise |",
+        "| killed | rounds | rows answered | counted answers lost | paid twice (most in a round) | of those not listed "
+        "| rounds that kept every promise |",
         "|---|---|---|---|---|---|---|",
     ]
     for kind in KINDS:
@@ -65,7 +67,8 @@ def write_table() -> None:
             continue
         twice = [played.paid_twice for played in some]
         lines.append(
-            f"| {kind} | {len(some)} | {sum(p.rows for p in some)} of {ROWS * len(some)} | {sum(p.lost for p in some)} | {sum(twice)} ({max(twice)}) "
+            f"| {kind} | {len(some)} | {sum(p.rows for p in some)} of {ROWS * len(some)} "
+            f"| {sum(p.lost for p in some)} | {sum(twice)} ({max(twice)}) "
             f"| {sum(p.unlisted for p in some)} | {sum(p.good for p in some)} of {len(some)} |"
         )
     RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n")

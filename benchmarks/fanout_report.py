@@ -23,7 +23,7 @@ def write_report(results: Path, report: Path, hardware: str) -> None:
     lines = [
         "# Fan-out of rate-limited calls",
         "",
-        f"{', '.join(days)}; {hardware}; the machine was shared with other work (load average {loads[0]:g} to {loads[-1]:g} on it),",
+        f"{', '.join(days)}; {hardware}; shared with other work (load average {loads[0]:g} to {loads[-1]:g}),",
         "so wall-clock figures are floors. The mock's own sliding window judges; commands are in `benchmarks/fanout.py`.",
         "",
         *_limits(by_kind.get("limits", [])),
@@ -39,7 +39,8 @@ def _limits(found: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Limit use",
         "",
-        "Two simulated nodes, answers after a lognormal 0.3 s, counted from the tenth second on. Goal: use >= 99 %, throttled <= 0.1 %.",
+        "Two simulated nodes, answers after a lognormal 0.3 s, counted from the tenth second on.",
+        "Goal: use >= 99 %, throttled <= 0.1 %.",
         "",
         "| limit | callers | jobs | use of the limit | throttled | share of each job | load |",
         "|---|---|---|---|---|---|---|",
@@ -49,7 +50,8 @@ def _limits(found: list[dict[str, Any]]) -> list[str]:
         limit = f"{settings['tpm']:,.0f} tokens/min" if settings.get("tpm") else f"{settings['rpm']:,.0f} requests/min"
         shares = " / ".join(f"{share:.0%}" for share in seen["shares"].values())
         lines.append(
-            f"| {limit} | {settings['callers']} | {settings['jobs']} | {seen['use']:.1%} | {seen['throttled_share']:.2%} | {shares} | {line['load']:g} |"
+            f"| {limit} | {settings['callers']} | {settings['jobs']} | {seen['use']:.1%} | {seen['throttled_share']:.2%} "
+            f"| {shares} | {line['load']:g} |"
         )
     return [*lines, ""]
 
@@ -113,7 +115,8 @@ def _faults(found: list[dict[str, Any]]) -> list[str]:
     return [
         "## A tenth of the calls fail",
         "",
-        f"Clean: {clean['answered']} answers, {clean['ms_per_answer']} ms each; with 10 % mixed faults: {faulty['answered']} answers, "
+        f"Clean: {clean['answered']} answers, {clean['ms_per_answer']} ms each; with 10 % mixed faults: "
+        f"{faulty['answered']} answers, "
         f"{faulty['ms_per_answer']} ms each (dropped: {faulty['dropped'] or 'none'}). Ratio {seen['ratio']} (goal: <= 1.2).",
         "",
     ]

@@ -40,13 +40,13 @@ class Round:
     seed: int
     killed_after: int
     in_flight: int
-    rows: int
     counted_before: int
-    lost: int
-    paid_twice: int
-    unlisted: int
-    maybe_paid: int
-    seconds: float
+    seconds: float = 0.0
+    rows: int = 0
+    lost: int = 0
+    paid_twice: int = 0
+    unlisted: int = 0
+    maybe_paid: int = 0
 
     @property
     def good(self) -> bool:
@@ -104,37 +104,9 @@ class Arena:
             counted = counted_rows(home)
         if driver.wait(timeout=240) != 0:
             raise RuntimeError(f"{kind} {seed}: the driver failed: {(home / 'driver.log').read_text()[-3000:]}")
-        return self.judge(kind, seed, home, before, counted, threshold, in_flight, time.monotonic() - began)
-
-    def judge(
-        self,
-        kind: str,
-        seed: int,
-        home: Path,
-        before: Counter[str],
-        counted: dict[str, str],
-        threshold: int,
-        in_flight: int,
-        took_s: float,
-    ) -> Round:
-        """Compare rows, journal and what was paid."""
-        final = json.loads((home / "final.json").read_text())
-        paid = self.mock.paid_prompts() - before
-        twice = {prompt for prompt, times in paid.items() if times > 1}
-        listed = {final["prompts"][key] for key in final["maybe_paid"]}
-        return Round(
-            kind=kind,
-            seed=seed,
-            killed_after=threshold,
-            in_flight=in_flight,
-            rows=len(final["rows"]),
-            counted_before=len(counted),
-            lost=sum(final["rows"].get(prompt) != text for prompt, text in counted.items()),
-            paid_twice=sum(times - 1 for times in paid.values() if times > 1),
-            unlisted=len(twice - listed),
-            maybe_paid=len(listed),
-            seconds=took_s,
-        )
+        played = Round(kind=kind, seed=seed, killed_after=threshold, in_flight=in_flight, counted_before=len(counted))
+        played.seconds = time.monotonic() - began
+        return judged(played, home, counted, self.mock.paid_prompts() - before)
 
     def drive(self, home: Path, seed: int) -> subprocess.Popen[bytes]:
         """Start (again) the driver of a round."""
@@ -160,6 +132,19 @@ class Arena:
             return
         victims = [p for node in self.nodes for p in processes_of(node) if title(p).startswith(_NAMES[kind])]
         draw.choice(sorted(victims, key=lambda p: p.pid)).kill()
+
+
+def judged(played: Round, home: Path, counted: dict[str, str], paid: Counter[str]) -> Round:
+    """Compare rows, journal and what was paid."""
+    final = json.loads((home / "final.json").read_text())
+    twice = {prompt for prompt, times in paid.items() if times > 1}
+    listed = {final["prompts"][key] for key in final["maybe_paid"]}
+    played.rows = len(final["rows"])
+    played.lost = sum(final["rows"].get(prompt) != text for prompt, text in counted.items())
+    played.paid_twice = sum(times - 1 for times in paid.values() if times > 1)
+    played.unlisted = len(twice - listed)
+    played.maybe_paid = len(listed)
+    return played
 
 
 def processes_of(node: Any) -> list[psutil.Process]:

@@ -28,7 +28,7 @@ def ask(caller: str, calls: int) -> Ask:
 
 @given(capacity=st.integers(0, 200), wanted=st.lists(st.integers(0, 100), max_size=20))
 def test_fair_split_is_max_min_fair(capacity: int, wanted: list[int]) -> None:
-    """Nobody gets more than wanted, nothing is left while someone wants more, and no one could be lifted at a poorer one's cost."""
+    """Nobody gets more than wanted, nothing is left while someone wants more, and no one is poorer than need be."""
     shares = fair_split(capacity, wanted)
     assert all(0 <= share <= want for share, want in zip(shares, wanted, strict=True))
     assert sum(shares) == min(capacity, sum(wanted))
