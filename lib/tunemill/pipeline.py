@@ -102,12 +102,11 @@ def complete(config: PipelineConfig) -> PipelineConfig:
 
 def stage_names(config: PipelineConfig) -> list[StageName]:
     """The stages of this run, in order. ConfigError when ``run.until`` names a stage that is not among them."""
-    # Several text columns need a vector each, which the dedup stage makes for itself.
-    names = [
-        name
-        for name in ORDER
-        if getattr(config, name) is not None and not (name == "embed" and len(config.dedup.text_columns) > 1)
-    ]
+    names = [name for name in ORDER if getattr(config, name) is not None]
+    if len(config.dedup.text_columns) > 1:
+        names.remove("embed")  # several text columns need a vector each, which the dedup stage makes for itself
+    if config.template.tokenizer is None and config.finetune is None:
+        names.remove("template")  # nobody is to be trained, so there is no template to render
     until = config.run.until
     if until is None:
         return names

@@ -16,7 +16,7 @@ from tunemill.config import build, essential, fingerprint, overlay, to_plain
 from tunemill.errors import ConfigError, DataError, ResumeRefused
 from tunemill.generate.config import GenerateConfig
 from tunemill.generate.rows import PlanSource
-from tunemill.pipeline import ORDER, PipelineConfig, StageName, complete, upstream
+from tunemill.pipeline import ORDER, PipelineConfig, StageName, complete, stage_names, upstream
 from tunemill.progress import Progress
 from tunemill.stage import Source, Stage, is_done, new_context, run_stage, stage_source
 from tunemill.store import Location, Manifest, StageStore
@@ -124,26 +124,25 @@ class Run:
 
     def refuse_early(self, stages: Sequence[Stage[Any]]) -> None:
         """Before anything runs: raise for a finished stage with other settings, or for settings that cannot work."""
+        first = stage_names(self.config)[0]
+        source, found = self.source_of(first), self.store(first).read_manifest()
+        if found is None:
+            source.columns()
+        elif not self.overwrite and self.config.input is not None:
+            self._refuse_changed_input(found, source)
         for stage in stages:
             name = _stage_name(stage.name)
             config, store = getattr(self.config, name), self.store(name)
             found = store.read_manifest()
             if found is None:
                 stage.check(config)
-                continue
-            wanted = essential(config)
-            if not self.overwrite and found.config != wanted and not stage.grows(found.config, wanted):
+            elif not self.overwrite and not stage.grows(found.config, wanted := essential(config)):
                 store.refuse_mismatch(wanted, found.input)
-        self._refuse_changed_input()
 
-    def _refuse_changed_input(self) -> None:
-        first = next(name for name in ORDER if getattr(self.config, name) is not None)
-        if self.config.input is None or self.overwrite:
-            return
-        found = self.store(first).read_manifest()
-        if found is not None and found.input.get("fingerprint") != FileSource(self.config.input).describe["fingerprint"]:
+    def _refuse_changed_input(self, found: Manifest, source: Source) -> None:
+        if found.input.get("fingerprint") != source.describe["fingerprint"]:
             raise ResumeRefused(
-                f"{self.folder.url}: made from other rows than {self.config.input.path} now holds; "
+                f"{self.folder.url}: made from other rows than the input now holds; "
                 "add --overwrite to replace it, or choose another output"
             )
 
