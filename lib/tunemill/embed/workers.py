@@ -117,7 +117,9 @@ class VectorColumn:
                 "truncated": int(found.cut.sum()),
                 "embedded_now": embedder.computed - before,
             }
-            self._tally.add.remote(_block_name(texts), counts, embedder.facts)
+            self._tally.add.remote(
+                _block_name(table["id"].to_pylist() if "id" in table.column_names else texts), counts, embedder.facts
+            )
         if self._task.output_column in table.column_names:
             table = table.drop_columns([self._task.output_column])
         return table.append_column(self._task.output_column, array)
@@ -158,8 +160,9 @@ def texts_of(table: pa.Table, column: str) -> list[str]:
     return pc.fill_null(table[column], "").to_pylist()
 
 
-def _block_name(texts: Sequence[str]) -> str:
+def _block_name(values: Sequence[Any]) -> str:
+    """The same for a task that runs again; different for other rows (by their ids, where they have some)."""
     digest = hashlib.blake2b(digest_size=8)
-    for text in texts:
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    for value in values:
+        digest.update(str(value).encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()
