@@ -7,8 +7,9 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunemill.llm.allocator import CALLER_EXPIRES_S, Allocator, Ask, Report, Terms, fair_split
+from tunemill.llm.allocator import CALLER_EXPIRES_S, Allocator, fair_split
 from tunemill.llm.limiter import Rates
+from tunemill.llm.messages import Ask, Report, Terms
 from tunemill.llm.request import LimitHeaders, LimitWindow
 
 

@@ -14,7 +14,7 @@ import pytest
 from llm.harness import model_at, rows_for
 from mock_provider import Faults, Latency, MockConfig, MockHandle, start_mock
 from tunemill.errors import ConfigError, root_cause
-from tunemill.llm import caller
+from tunemill.llm import checks
 from tunemill.llm.caller import open_calls
 from tunemill.llm.config import Limits, Price
 from tunemill.llm.journal import open_journal
@@ -118,9 +118,9 @@ def test_a_node_local_journal_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     nodes = ray.nodes()
     monkeypatch.setattr(ray, "nodes", lambda: nodes * 2)
     journal = open_journal(str(tmp_path))
-    caller._check_shared(journal)
-    monkeypatch.setattr(caller, "_sees", lambda path, nonce: False)
+    checks.check_shared(journal)
+    monkeypatch.setattr(checks, "_sees", lambda path, nonce: False)
     with pytest.raises(ConfigError, match="does not see this folder"):
-        caller._check_shared(journal)
-    caller._check_shared(open_journal("s3://bucket/journal"))
+        checks.check_shared(journal)
+    checks.check_shared(open_journal("s3://bucket/journal"))
     assert list(tmp_path.iterdir()) == []

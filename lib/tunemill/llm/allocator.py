@@ -10,81 +10,19 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from tunemill.llm.concurrency import Circuit, Concurrency
 from tunemill.llm.limiter import Cost, Limiter, Rates, strictest
+from tunemill.llm.messages import Ask, Grant, Report, State, Terms
 from tunemill.llm.request import LimitHeaders
 
-__all__ = ["Allocator", "Ask", "Grant", "Report", "Terms", "fair_split"]
+__all__ = ["Allocator", "Waiter", "fair_split"]
 
 HORIZON_S = 0.2
 """Permits are dealt at most this long before they are due."""
 ARREARS_S = 1.0
 CALLER_EXPIRES_S = 6.0
 PARK_S = 3600.0
-_State = Literal["open", "parked", "dead", "unknown"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Terms:
-    """What a job states about the account."""
-
-    rates: Rates
-    concurrency: int
-
-
-@dataclasses.dataclass(slots=True)
-class Report:
-    """What happened at one caller since its last report. Times are ages in seconds, so clocks need not agree."""
-
-    job: str
-    caller: str
-    waiting: int = 0
-    in_flight: int = 0
-    peak: int = 0
-    answered: int = 0
-    latency_s: float = 0.0
-    """Mean latency of the answered calls."""
-    settled: list[tuple[float, float, float, float, float]] = dataclasses.field(default_factory=list)
-    """Permit time, reserved input and output, real input and output, for calls that took other than reserved."""
-    cancelled: list[tuple[float, float, float]] = dataclasses.field(default_factory=list)
-    """Permit time, reserved input and output, for permits that were not used."""
-    throttled: list[tuple[float, float | None]] = dataclasses.field(default_factory=list)
-    """Age of the call and the provider's hint, for each throttled call."""
-    failed: int = 0
-    """Calls that got no response."""
-    overloaded: int = 0
-    """Calls that the server answered with an error of its own (5xx)."""
-    day_quota_s: float | None = None
-    headers: LimitHeaders | None = None
-    epoch: str = ""
-    """Of the permits in this report; those of an earlier life of the budget are not settled."""
-
-
-@dataclasses.dataclass(slots=True)
-class Ask:
-    """A report and the (input, output) tokens of the calls that wait, the oldest first."""
-
-    report: Report
-    costs: list[tuple[float, float]] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Grant:
-    """What a caller may do now."""
-
-    state: _State
-    epoch: str = ""
-    quota: int = 0
-    limited: bool = False
-    """True: each call needs a permit; False: the quota alone rules."""
-    permits: tuple[tuple[float, float], ...] = ()
-    """(delay in seconds from now, permit time) for the first calls that were asked for."""
-    held_s: float = 0.0
-    """How long the question was kept waiting."""
-    wait_s: float = 0.0
-    """How long nothing will be sent (parked)."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -232,7 +170,7 @@ class Allocator:
 
     def grant(self, caller: str, now: float, waiter: Waiter | None = None) -> Grant:
         """The answer to a caller."""
-        state: _State = "parked" if self.limiter.parked_until > now else "dead" if self.circuit.dead else "open"
+        state: State = "parked" if self.limiter.parked_until > now else "dead" if self.circuit.dead else "open"
         return Grant(
             state=state,
             epoch=self.epoch,

@@ -19,9 +19,10 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from tunemill.llm.allocator import Allocator, Ask, Grant, Report, Terms, Waiter
+from tunemill.llm.allocator import Allocator, Waiter
 from tunemill.llm.config import ModelConfig
 from tunemill.llm.ledger import Ledger, Purse, Tally
+from tunemill.llm.messages import Ask, Grant, Report, Terms
 
 __all__ = ["BudgetService", "LedgerService", "budget_handle", "budget_name", "ledger_handle", "ledger_name"]
 

@@ -1,9 +1,9 @@
 """Calls for every row of a Ray Dataset: an actor pool of async workers behind one budget and one journal.
 
 :func:`open_calls` checks everything that can be known before a call, then yields :class:`Calls`, whose
-``rows`` turns a Dataset of prompts into a Dataset of answers. :func:`call_rows` is the same without the
-handle. Blocks are small, so that one slow answer holds back few rows; a block whose worker died is taken
-up by another, which finds in the journal what was already answered.
+``rows`` turns a Dataset of prompts into a Dataset of answers. Blocks are small, so that one slow answer
+holds back few rows; a block whose worker died is taken up by another, which finds in the journal what was
+already answered.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import threading
@@ -20,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from tunemill.errors import ConfigError
+from tunemill.llm.checks import Environment, check_models, check_shared, environment_for, placed
 from tunemill.llm.config import ModelConfig
 from tunemill.llm.journal import Journal, Summary, open_journal
-from tunemill.llm.providers import check_model, provider_for
+from tunemill.llm.providers import provider_for
 from tunemill.progress import Progress
 
 if TYPE_CHECKING:
@@ -31,13 +32,11 @@ if TYPE_CHECKING:
 
     from tunemill.llm.worker import Job
 
-__all__ = ["Calls", "call_rows", "open_calls"]
+__all__ = ["Calls", "open_calls"]
 
-BLOCK_ROWS = 16
+_LEAST_ROWS, _MOST_ROWS = 4, 64
 _THREADS = 16
 _POLL_S = 1.0
-_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION")
-_PLACES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_PROFILE", "TUNEMILL_CWD")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +49,19 @@ class Calls:
     before: Summary
     """What the journal said before this attempt; its ``maybe_paid`` calls will be made again."""
     workers: int
-    environment: _Environment
+    environment: Environment
 
     def rows(self, rows: ray.data.Dataset) -> ray.data.Dataset:
-        """Answer every row, lazily; the columns are those of :func:`call_rows`."""
+        """Answer every row, lazily.
+
+        Needs ``prompt_id, model`` (a ModelConfig's name), ``prompt, system, sample`` (or ``texts``, a list,
+        for a model whose task is embed); carries every column. Adds ``request_id, provider, text,
+        finish_reason, input_tokens, output_tokens, cost_usd, latency_s, attempts, created_at`` (and
+        ``vectors``), and ``reason, status, error``, null where the row was answered.
+        """
         import ray.data
 
-        blocks = rows.repartition(target_num_rows_per_block=BLOCK_ROWS)
+        blocks = rows.repartition(target_num_rows_per_block=_block_rows(self.job.models, self.workers))
         return blocks.map_batches(
             _CallBlocks,
             fn_constructor_args=(self.job, self.journal, ray.put(self.index), self.environment),
@@ -83,16 +88,6 @@ class Calls:
             ledger_handle(self.job.name, find=True).stop.remote("interrupted", message)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Environment:
-    """Variables that workers on other nodes need. Never shown: some are secrets."""
-
-    values: Mapping[str, str]
-
-    def __repr__(self) -> str:
-        return "environment"
-
-
 @contextlib.contextmanager
 def open_calls(
     *,
@@ -114,15 +109,15 @@ def open_calls(
     from tunemill.llm.budget import ledger_handle
     from tunemill.llm.worker import Job
 
-    placed = tuple(_placed(model) for model in models)
-    _check(placed, budget_usd)
+    at_work = tuple(placed(model) for model in models)
+    check_models(at_work, budget_usd)
     kept = open_journal(journal, job=job)
     kept.prepare()
-    _check_shared(kept)
+    check_shared(kept)
     index, before = kept.open()
     named = Job(
         name=f"{job}#{uuid.uuid4().hex[:8]}",
-        models=placed,
+        models=at_work,
         schema=schema,
         capped=budget_usd is not None,
         replay_failed=replay_failed,
@@ -133,7 +128,7 @@ def open_calls(
             f"{before.unanswered} calls were in flight when an earlier run ended; they may have been paid and are made again"
         )
     ledger = ledger_handle(named.name, budget_usd=budget_usd, spent_usd=before.spent_usd)
-    calls = Calls(named, kept, index, before, workers or _fitting_workers(), _environment(placed, journal))
+    calls = Calls(named, kept, index, before, workers or _fitting_workers(), environment_for(at_work, journal))
     done = threading.Event()
     watcher = threading.Thread(target=_show, args=(ledger, progress, before.spent_usd, done), daemon=True, name="call-figures")
     watcher.start()
@@ -146,50 +141,10 @@ def open_calls(
         _close(named)
 
 
-def call_rows(
-    rows: ray.data.Dataset,
-    *,
-    models: tuple[ModelConfig, ...],
-    journal: str,
-    budget_usd: float | None = None,
-    workers: int | None = None,
-    replay_failed: bool = False,
-    schema: Mapping[str, Any] | None = None,
-    job: str,
-    progress: Progress,
-) -> ray.data.Dataset:
-    """Answer every row, lazily.
-
-    Needs ``prompt_id, model`` (a ModelConfig's name), ``prompt, system, sample`` (or ``texts`` for a model
-    whose task is embed); carries every column. Adds ``request_id, provider, text, finish_reason,
-    input_tokens, output_tokens, cost_usd, latency_s, attempts, created_at`` (and ``vectors``), and
-    ``reason, status, error``, null where the row was answered. The job stays open until the process ends;
-    use :func:`open_calls` to close it, to see figures and to stop gently.
-    """
-    stack = contextlib.ExitStack()
-    calls = stack.enter_context(
-        open_calls(
-            models=models,
-            journal=journal,
-            budget_usd=budget_usd,
-            workers=workers,
-            replay_failed=replay_failed,
-            schema=schema,
-            job=job,
-            progress=progress,
-        )
-    )
-    _still_open.append(stack)
-    return calls.rows(rows)
-
-
-_still_open: list[contextlib.ExitStack] = []
-
-
 class _CallBlocks:
     """The actor of the pool: threads that bring blocks to one event loop, on which all calls run."""
 
-    def __init__(self, job: Job, journal: Journal, index: Any, environment: _Environment) -> None:
+    def __init__(self, job: Job, journal: Journal, index: Any, environment: Environment) -> None:
         import ray
 
         for name, value in environment.values.items():
@@ -202,14 +157,13 @@ class _CallBlocks:
 
     async def _open(self) -> Any:
         from tunemill.llm.budget import budget_handle, budget_name, ledger_handle
-        from tunemill.llm.gate import RayBudget
-        from tunemill.llm.purse import RayLedger
+        from tunemill.llm.clients import RayBudget, RayLedger
         from tunemill.llm.worker import CallWorker
 
         budgets = {}
         for model in self._job.models:
             name = budget_name(model, provider_for(model.provider, model.task).endpoint(model))
-            budgets[model.name] = RayBudget(lambda name=name: budget_handle(name))
+            budgets[model.name] = RayBudget(functools.partial(budget_handle, name))
         reader = self._journal.reader(self._index)
         await asyncio.to_thread(reader.refresh)
         caller = f"{uuid.uuid4().hex[:12]}"
@@ -252,70 +206,6 @@ def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=pa.schema(fields))
 
 
-def _placed(model: ModelConfig) -> ModelConfig:
-    """The embedded model's server is started here, so that every worker calls the same one."""
-    if model.provider != "embedded" or model.base_url is not None:
-        return model
-    from tunemill.llm.embedded_server import embedded_base_url
-
-    return dataclasses.replace(model, base_url=embedded_base_url())
-
-
-def _check(models: tuple[ModelConfig, ...], budget_usd: float | None) -> None:
-    for model in models:
-        check_model(model)
-        if model.provider == "bedrock":
-            from tunemill.llm.providers.bedrock_client import check_credentials
-
-            check_credentials(model)
-        free = model.provider == "embedded" or (model.provider == "openai" and model.base_url is not None)
-        if budget_usd is not None and not free and model.price.input == model.price.output == 0:
-            raise ConfigError(
-                f"models.{model.name}: price is missing, but budget_usd caps spending; give USD per million tokens: "
-                "price: {input: ..., output: ...}"
-            )
-
-
-def _check_shared(journal: Journal) -> None:
-    """Refuse a journal that other nodes can not see: a file written here is looked for on every other node."""
-    import ray
-
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if journal.shared or len(nodes) < 2:
-        return
-    location = getattr(journal, "location", None)
-    if location is None:
-        return
-    nonce = uuid.uuid4().hex
-    probe = location.join(f".shared-{nonce[:8]}")
-    probe.write_text(nonce)
-    try:
-        for node in nodes:
-            seen = ray.remote(_sees).options(num_cpus=0, label_selector=None, scheduling_strategy=_on(node["NodeID"]))
-            if ray.get(seen.remote(probe.path, nonce)):
-                continue
-            raise ConfigError(
-                f"journal {journal.url}: node {node['NodeManagerAddress']} does not see this folder, so answers paid there would "
-                "be lost with it; use s3://, gs://, dynamodb:// or a folder that all nodes share"
-            )
-    finally:
-        probe.delete()
-
-
-def _sees(path: str, nonce: str) -> bool:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read() == nonce
-    except OSError:
-        return False
-
-
-def _on(node_id: str) -> Any:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(node_id, soft=False)
-
-
 def _fitting_workers() -> int:
     """One worker on each node: it does about a thousand calls a second."""
     import ray
@@ -323,14 +213,14 @@ def _fitting_workers() -> int:
     return max(1, sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0))
 
 
-def _environment(models: tuple[ModelConfig, ...], journal: str) -> _Environment:
-    names = {*_PLACES}
+def _block_rows(models: tuple[ModelConfig, ...], workers: int) -> int:
+    """About a second's work of one caller: small blocks where limits are low, few blocks where they are not."""
+    per_s = 0.0
     for model in models:
-        usual = getattr(provider_for(model.provider, model.task), "usual_key", None)
-        names |= {name for name in (model.api_key_env, usual) if name}
-    if journal.startswith(("s3://", "dynamodb://")) or any(model.provider == "bedrock" for model in models):
-        names |= {*_SECRETS}
-    return _Environment({name: os.environ[name] for name in sorted(names) if name in os.environ})
+        limits = model.limits
+        known = [limits.rpm, limits.tpm and limits.tpm / (50 + model.params.max_tokens)]
+        per_s += min([limit / limits.window_s for limit in known if limit is not None] + [2.0 * limits.concurrency])
+    return max(_LEAST_ROWS, min(_MOST_ROWS, int(per_s / workers)))
 
 
 def _show(ledger: Any, progress: Progress, spent_before_usd: float, done: threading.Event) -> None:

@@ -13,13 +13,14 @@ import heapq
 import itertools
 import time
 from collections.abc import Awaitable
-from typing import Any, Protocol
+from typing import Protocol
 
-from tunemill.llm.allocator import PARK_S, Ask, Grant, Report, Terms
+from tunemill.llm.allocator import PARK_S
 from tunemill.llm.limiter import Cost
+from tunemill.llm.messages import Ask, Grant, Report, Terms
 from tunemill.llm.request import Failure, LimitHeaders
 
-__all__ = ["BudgetClient", "BudgetLost", "Gate", "Parked", "Permit", "RayBudget", "Stopped", "Unreachable"]
+__all__ = ["BudgetClient", "BudgetLost", "Gate", "Parked", "Permit", "Stopped", "Unreachable"]
 
 REPORT_S = 0.2
 HEARTBEAT_S = 2.0
@@ -305,33 +306,3 @@ class Gate:
         self._report.peak = self._in_flight
         self._reported = time.monotonic()
         return report
-
-
-class RayBudget:
-    """Reach a budget actor, found by ``find``; Ray's errors become BudgetLost."""
-
-    def __init__(self, find: Any) -> None:
-        self._find = find
-        self._handle = find()
-
-    async def _call(self, method: str, *arguments: Any) -> Any:
-        from ray.exceptions import RayActorError
-
-        try:
-            return await getattr(self._handle, method).remote(*arguments)
-        except RayActorError as error:
-            with contextlib.suppress(ValueError, RayActorError):
-                self._handle = self._find()
-            raise BudgetLost(str(error)) from error
-
-    async def join(self, job: str, caller: str, terms: Terms) -> Grant:
-        return await self._call("join", job, caller, terms)
-
-    async def report(self, report: Report) -> Grant:
-        return await self._call("report", report)
-
-    async def lease(self, ask: Ask) -> Grant:
-        return await self._call("lease", ask)
-
-    async def leave(self, caller: str) -> None:
-        await self._call("leave", caller)

@@ -6,11 +6,11 @@ import dataclasses
 import time
 from typing import Literal
 
-from tunemill.llm.allocator import Terms
 from tunemill.llm.config import ModelConfig
 from tunemill.llm.gate import BudgetClient, Gate, Permit
 from tunemill.llm.ledger import Tally
 from tunemill.llm.limiter import Cost, Rates
+from tunemill.llm.messages import Terms
 from tunemill.llm.pricing import cost_usd, estimate_input_tokens, most_usd
 from tunemill.llm.providers import provider_for
 from tunemill.llm.request import Answer, Failure, LimitHeaders, Prompt, Provider, WireRequest, WireResponse

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any, Protocol
+from typing import Protocol
 
 from tunemill.llm.gate import BudgetLost, Stopped
 from tunemill.llm.ledger import Purse, Tally
@@ -103,31 +103,3 @@ class PurseKeeper:
             self._leased_usd += purse.leased_usd - asked_with
         self.stopped = purse.stopped
         return purse.verdict
-
-
-class RayLedger:
-    """Reach a ledger actor; Ray's errors become BudgetLost."""
-
-    def __init__(self, find: Any) -> None:
-        self._find = find
-        self._handle = find()
-
-    async def _call(self, method: str, *arguments: Any) -> Any:
-        from ray.exceptions import RayActorError
-
-        try:
-            return await getattr(self._handle, method).remote(*arguments)
-        except RayActorError as error:
-            raise BudgetLost(str(error)) from error
-
-    async def lease(self, caller: str, need_usd: float, reserved_usd: float, spent_usd: float) -> Purse:
-        return await self._call("lease", caller, need_usd, reserved_usd, spent_usd)
-
-    async def report(self, caller: str, spent_usd: float, leased_usd: float | None, tallies: dict[str, Tally]) -> str | None:
-        return await self._call("report", caller, spent_usd, leased_usd, tallies)
-
-    async def begin(self, block: str) -> bool:
-        return await self._call("begin", block)
-
-    async def stop(self, kind: str, message: str) -> None:
-        await self._call("stop", kind, message)
