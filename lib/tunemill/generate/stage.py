@@ -41,6 +41,7 @@ def execute(context: StageContext, source: Any, config: GenerateConfig) -> Outco
     ``source`` is a `PlanSource`, or the rows of a user's file whose columns fill the template.
     """
     from tunemill.llm.caller import open_calls
+    from tunemill.llm.embedded_server import stop_embedded
     from tunemill.resources import connect
 
     check(config)
@@ -67,6 +68,7 @@ def execute(context: StageContext, source: Any, config: GenerateConfig) -> Outco
             dropped_columns=(*_IDENTIFIERS, *_ANSWER, *_FAILURE, *carried),
         )
         repeated = [_may_be_paid(call) for call in calls.before.maybe_paid]
+    stop_embedded()
     if outcome.rows_dropped.get("interrupted"):
         raise Interrupted(
             f"generate: stopped with {outcome.rows_kept:,} answers in {journal}; the same command goes on and pays only the rest"
