@@ -336,7 +336,7 @@ def hot(arguments: argparse.Namespace) -> None:
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     rank = rank_of(rng.integers(0, 50, rows).astype(float), np.arange(rows))
     for threshold in arguments.threshold:
-        few = 3000
+        few = 1500
         full = greedy(few, all_pairs(x[:few], threshold), np.argsort(np.argsort(rank[:few]))).kept
         short = hot_kept(x[:few], threshold, np.argsort(np.argsort(rank[:few])), 10_000)[0]
         (kept, pairs, size), wall, cpu = timed(hot_kept, x, threshold, rank, 50_000_000)

@@ -48,7 +48,9 @@ def find_hot(vectors: Vectors, threshold: float, max_pairs: int, *, seed: int = 
     # Each listed pair has at least one end that is not hot: list the rows of low degree first.
     order = np.argsort(degree, kind="stable")
     listed = np.cumsum(np.maximum(degree[order] - 1, 0) * (n / len(rows)))
-    return np.sort(order[listed > max_pairs])
+    over = order[listed > max_pairs]
+    # Rows of similar degree belong to one mass: listing a part of it would fill the whole budget for nothing.
+    return np.flatnonzero(degree >= degree[over].min() / 2) if len(over) else over
 
 
 def summarise(
