@@ -147,7 +147,7 @@ def suite(options: argparse.Namespace) -> None:
     settings = [{"rpm": rpm, "callers": callers} for rpm in (600.0, 6000.0) for callers in (1, 4, 16)]
     settings += [{"rpm": 6000.0, "tpm": 20_000.0, "callers": 4}, {"rpm": 600.0, "callers": 4, "jobs": 2}]
     settings += [{"rpm": 6000.0, "callers": 4, "jobs": 2}]
-    for setting in settings[options.skip :]:
+    for setting in [settings[int(number)] for number in options.only.split(",")] if options.only else settings:
         chosen = argparse.Namespace(**{**vars(options), "what": "limits", **setting})
         with contextlib.ExitStack() as stack:
             if options.lock:
@@ -437,7 +437,7 @@ def peer(options: argparse.Namespace) -> dict[str, Any]:
 
 def record(options: argparse.Namespace, found: dict[str, Any]) -> None:
     """Add one line to the results."""
-    settings = {key: value for key, value in vars(options).items() if value is not None and key not in ("python", "lock", "skip")}
+    settings = {key: value for key, value in vars(options).items() if value is not None and key not in ("python", "lock", "only")}
     line = {
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "load": round(os.getloadavg()[0], 1),
@@ -463,7 +463,7 @@ def main() -> None:
     parser.add_argument("--peer", choices=("bucket", "curator", "raydata"))
     parser.add_argument("--python", help="interpreter that has the peer installed")
     parser.add_argument("--lock", help="file to lock while a setting of the suite is measured")
-    parser.add_argument("--skip", type=int, default=0, help="settings of the suite to leave out")
+    parser.add_argument("--only", help="numbers of the suite's settings, from 0: 0,4,7")
     options = parser.parse_args()
     if options.what == "suite":
         suite(options)
