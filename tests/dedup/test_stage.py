@@ -191,6 +191,36 @@ def test_rows_without_text_leave_with_a_reason(tmp_path: Path) -> None:
     assert {(row["reason"], row["kept_id"], row["similarity"]) for row in result.dropped} == {("empty_text", None, None)}
 
 
+def angles_as_vectors(dataset: Any, config: Any, *, text_column: str, output_column: str) -> Any:
+    """Stands in for a model: a text is an angle, its vector points there; an empty text has none."""
+
+    def add(block: pa.Table) -> pa.Table:
+        texts = block[text_column].to_pylist()
+        vectors = [[float(np.cos(float(t))), float(np.sin(float(t)))] if t else None for t in texts]
+        return block.append_column(output_column, pa.array(vectors, pa.list_(pa.float32(), 2)))
+
+    return dataset.map_batches(add, batch_format="pyarrow")
+
+
+def test_with_several_text_columns_a_pair_needs_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows alike in one column only both stay; a missing text is like another missing text and like nothing else."""
+    monkeypatch.setattr("tunemill.embed.stage.add_embeddings", angles_as_vectors)
+    rows = pa.table(
+        {
+            "id": ["a", "b", "c", "d", "e", "f"],
+            "prompt": ["0.0", "0.1", "0.1", "2.0", "2.1", ""],
+            "answer": ["1.0", "1.1", "3.0", "", "", ""],
+        }
+    )
+    result = dedup(rows, tmp_path, threshold=0.99, text_columns=("prompt", "answer"), prefer="first")
+    assert {row["id"]: (row["reason"], row["kept_id"]) for row in result.dropped} == {
+        "b": ("near_duplicate", "a"),
+        "e": ("near_duplicate", "d"),
+        "f": ("empty_text", None),
+    }
+    assert result.dropped[0]["similarity"] == pytest.approx(np.cos(0.1), abs=1e-6)
+
+
 def test_one_row_and_identical_rows_have_the_obvious_result(tmp_path: Path) -> None:
     """One row stays; of identical rows one stays."""
     (tmp_path / "one").mkdir()
