@@ -1,7 +1,7 @@
 """Which texts share a forward pass. Pure decisions, no model.
 
 A text's padded width follows from its own length alone, never from its neighbours. On a CPU the kernels
-give a row the same bits whatever the number of rows beside it, and other bits only for another padded
+give a row, on one thread, the same bits whatever the number of rows beside it, and other bits only for another padded
 width, so a text's vector does not depend on what it was batched with. (A GPU chooses kernels by the
 number of rows too: there vectors agree to the rounding of the data type.)
 """
