@@ -169,7 +169,6 @@ class CallWorker:
         began = time.monotonic()
         attempt = failures = free_failures = 0
         failed: Failure | None = None
-        self._retries.earn()
         while not self._stopped:
             try:
                 if not await self._purse.reserve(request.most_usd):
@@ -209,6 +208,8 @@ class CallWorker:
         lane, usd = request.lane, 0.0
         try:
             permit, call = await self._permitted(request, attempt)
+            if attempt == 1:
+                self._retries.earn()
             sent = time.monotonic()
             response = await lane.sender.send(request.wire)
             latency_s = time.monotonic() - sent
