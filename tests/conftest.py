@@ -20,7 +20,9 @@ def ray_session() -> Iterator[None]:
 
     from tunemill.resources import connect
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, namespace="tunemill", log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, namespace="tunemill", log_to_driver=False, logging_level="ERROR"
+    )
     connect()
     yield
     ray.shutdown()
