@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 
 from tunemill.clean.stage import STAGE
-
 from tunemill.cli import run_main
 from tunemill.runner import run_stage_job
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from tunemill.finetune.stage import STAGE
-
 from tunemill.cli import run_main
+from tunemill.finetune.stage import STAGE
 from tunemill.runner import run_stage_job
 
 USAGE = """

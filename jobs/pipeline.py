@@ -13,16 +13,15 @@ from typing import Any
 
 from tunemill.chat.stage import STAGE as TEMPLATE
 from tunemill.clean.stage import STAGE as CLEAN
-from tunemill.embed.stage import STAGE as EMBED
-from tunemill.finetune.stage import STAGE as FINETUNE
-from tunemill.report.page import write_report
-
 from tunemill.cli import Command, Options, parse, run_main
 from tunemill.config import build
 from tunemill.dedup.stage import STAGE as DEDUP
+from tunemill.embed.stage import STAGE as EMBED
 from tunemill.evaluate.stage import STAGE as EVALUATE
+from tunemill.finetune.stage import STAGE as FINETUNE
 from tunemill.generate.stage import STAGE as GENERATE
 from tunemill.pipeline import PipelineConfig, complete, stage_names
+from tunemill.report.page import write_report
 from tunemill.runner import Run, exclusive
 from tunemill.split.stage import STAGE as SPLIT
 from tunemill.stage import Stage
