@@ -89,8 +89,8 @@ async def test_server_that_is_not_there_is_a_connection_failure() -> None:
 
 async def test_one_actor_serves_the_whole_run(ray_session: None) -> None:
     """The server is started once in Ray, found again by name, answers over loopback, and can be ended."""
-    first = embedded_base_url()
-    assert embedded_base_url() == first
+    first = embedded_base_url("small")
+    assert embedded_base_url("small") == first
     assert first.startswith("http://127.0.0.1:")
     (answer,) = await ask(dataclasses.replace(model(first), model=""), ("Hello!",))
     assert isinstance(answer, Answer), answer

@@ -109,7 +109,8 @@ def open_calls(
     from tunemill.llm.budget import ledger_handle
     from tunemill.llm.worker import Job
 
-    at_work = tuple(placed(model) for model in models)
+    servers = sum(model.provider == "embedded" for model in models)
+    at_work = tuple(placed(model, servers) for model in models)
     check_models(at_work, budget_usd)
     kept = open_journal(journal, job=job)
     kept.prepare()

@@ -29,13 +29,13 @@ class Environment:
         return "environment"
 
 
-def placed(model: ModelConfig) -> ModelConfig:
-    """The embedded model's server is started here, so that every worker calls the same one."""
+def placed(model: ModelConfig, servers: int) -> ModelConfig:
+    """The embedded model's server is started here, one for each entry, so that every worker calls the same one."""
     if model.provider != "embedded" or model.base_url is not None:
         return model
     from tunemill.llm.embedded_server import embedded_base_url
 
-    return dataclasses.replace(model, base_url=embedded_base_url())
+    return dataclasses.replace(model, base_url=embedded_base_url(model.name, servers))
 
 
 def check_models(models: tuple[ModelConfig, ...], budget_usd: float | None) -> None:

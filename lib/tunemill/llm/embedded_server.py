@@ -1,4 +1,4 @@
-"""The embedded model's server: real llama.cpp in one Ray actor, shared by everything that the driver runs.
+"""The embedded model's server: real llama.cpp in a Ray actor, one for each model entry that the driver calls.
 
 Clients speak HTTP to it like to any OpenAI-compatible server. Answers are the same whatever else runs beside them:
 each request brings its own seed, and on x86 the shipped Q4_1 weights are multiplied row by row, so that neither the
@@ -63,41 +63,50 @@ def start_server(*, host: str = "127.0.0.1", port: int = 0, threads: int = 2, sl
     return xllamacpp.Server(params)
 
 
-def embedded_base_url() -> str:
-    """The base_url of the driver's embedded server, which is started on first use and ends with the driver.
+def embedded_base_url(name: str, servers: int = 1) -> str:
+    """The base_url of the driver's embedded server of this name, which is started on first use and ends with the driver.
 
-    It listens on loopback, or on the node's address where Ray has several nodes, so that callers on all of them reach it.
+    ``servers`` is how many will share the machine: each takes its part of the cores. They listen on loopback, or on the
+    node's address where Ray has several nodes, so that callers on all of them reach it.
     """
     import ray
 
     try:
-        return str(ray.get(_actor(ray.get_runtime_context().get_job_id()).url.remote()))
+        return str(ray.get(_actor(ray.get_runtime_context().get_job_id(), name, servers).url.remote()))
     except ray.exceptions.RayActorError as error:
         _actor.cache_clear()
         raise RunFailed("the embedded model's server did not start or died; run the same command again") from error
 
 
 def stop_embedded() -> None:
-    """End the driver's embedded server, if there is one, and free its memory."""
+    """End the driver's embedded servers, if there are any, and free their memory."""
     import ray
 
-    if _actor.cache_info().currsize:
-        ray.kill(_actor(ray.get_runtime_context().get_job_id()))
-        _actor.cache_clear()
+    for actor in _running:
+        ray.kill(actor)
+    _running.clear()
+    _actor.cache_clear()
 
 
-@functools.lru_cache(maxsize=1)
-def _actor(job: str) -> Any:
-    """The actor; the cached handle keeps it alive, one for each Ray job (tests start several in one process)."""
+_running: list[Any] = []
+
+
+@functools.cache
+def _actor(job: str, name: str, servers: int) -> Any:
+    """The actor; the cached handle keeps it alive, one for each name and Ray job (tests start several in one process)."""
     import ray
 
     alone = sum(node["Alive"] for node in ray.nodes()) == 1
     host = "127.0.0.1" if alone else ray.util.get_node_ip_address()
-    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    # Two threads of a model this small wait for each other more than they compute: two servers of one thread each
+    # gave 146 tokens/s where one server of two threads gave 51 (two cores), so half of the cores stay without one.
+    threads = max(1, min(_MOST_THREADS, (os.cpu_count() or 1) // (2 * servers)))
     # it reserves no CPU: with it, a two-core laptop would have none left for the callers that feed it.
     # The port is chosen here so that a restarted actor is found under the same address.
-    options = {"name": f"{_NAME}-{job}", "num_cpus": 0, "max_restarts": 3, "max_concurrency": 4, "get_if_exists": True}
-    return ray.remote(EmbeddedServer).options(**options).remote(host, _free_port(host), threads)
+    options = {"name": f"{_NAME}-{job}-{name}", "num_cpus": 0, "max_restarts": 3, "max_concurrency": 4, "get_if_exists": True}
+    actor = ray.remote(EmbeddedServer).options(**options).remote(host, _free_port(host), threads)
+    _running.append(actor)
+    return actor
 
 
 def _free_port(host: str) -> int:
