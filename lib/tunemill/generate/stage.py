@@ -67,7 +67,8 @@ def execute(context: StageContext, source: Any, config: GenerateConfig) -> Outco
             kept_columns=(*_IDENTIFIERS, *_ANSWER, *carried),
             dropped_columns=(*_IDENTIFIERS, *_ANSWER, *_FAILURE, *carried),
         )
-        repeated = [_may_be_paid(call) for call in calls.before.maybe_paid]
+        # Read after the data has flowed: also a caller that died in this attempt had calls in flight.
+        repeated = [_may_be_paid(call) for call in calls.summary().maybe_paid]
     stop_embedded()
     if outcome.rows_dropped.get("interrupted"):
         raise Interrupted(
