@@ -30,7 +30,6 @@ def connect() -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TUNEMILL_CWD", typed_cwd())
     # Ray Data's own actors make its C++ layer warn on every start.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
@@ -38,12 +37,23 @@ def connect() -> None:
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         options: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.ERROR, "log_to_driver": False}
-        with _without_chatter():
+        with _without_chatter(), _environment("TUNEMILL_CWD", typed_cwd()):
             if address:
                 ray.init(address=address, runtime_env=_shipped(), **options)
             else:
                 ray.init(address="local", include_dashboard=False, **options)
     _quieten()
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Ray's processes inherit the variable; this process, which may start other commands elsewhere, does not keep it."""
+    kept = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if kept is None else os.environ.update({name: kept})
 
 
 @contextmanager
