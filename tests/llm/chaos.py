@@ -130,7 +130,14 @@ class Arena:
             shutil.rmtree(node.scratch)
             self.nodes.append(self.add_node())
             return
-        victims = [p for node in self.nodes for p in processes_of(node) if title(p).startswith(_NAMES[kind])]
+        # An actor that reserves no CPU may live on the head as well, and one that was just started has no title yet.
+        deadline = time.monotonic() + 60
+        victims: list[psutil.Process] = []
+        while not victims and time.monotonic() < deadline:
+            everywhere = [self.cluster.head_node, *self.nodes]
+            victims = [p for node in everywhere for p in processes_of(node) if title(p).startswith(_NAMES[kind])]
+        if not victims:
+            raise RuntimeError(f"no process of a {kind} was found to kill")
         draw.choice(sorted(victims, key=lambda p: p.pid)).kill()
 
 
