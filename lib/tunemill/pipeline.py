@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from tunemill.chat.config import TemplateConfig
 from tunemill.clean.config import CleanConfig
@@ -121,11 +121,3 @@ def upstream(config: PipelineConfig, name: StageName) -> StageName | None:
     before = names[: names.index(name)] if name in names else [n for n in names if ORDER.index(n) < ORDER.index(name)]
     readable = [n for n in before if n not in _ADAPTER_STAGES]
     return readable[-1] if readable else None
-
-
-def section(config: PipelineConfig, name: StageName) -> Any:
-    """The config of one stage; ConfigError when the run has no such section."""
-    found = getattr(config, name)
-    if found is None:
-        raise ConfigError(f"this configuration has no section {name!r}")
-    return found

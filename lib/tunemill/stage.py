@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunemill.config import essential, fingerprint
@@ -222,12 +221,6 @@ def write_table(context: StageContext, kind: str, table: pa.Table, name: str = "
     target.fs.create_dir(context.store.folder.join(kind).path, recursive=True)
     pq.write_table(table, target.path, filesystem=target.fs, compression="zstd")
     return relative
-
-
-def count_reasons(table: pa.Table) -> dict[str, int]:
-    """How often each reason occurs in a table with a ``reason`` column (null is not counted)."""
-    counts = pc.value_counts(table.column("reason").drop_null())
-    return {str(item["values"]): int(item["counts"]) for item in counts.to_pylist()}
 
 
 def new_context(store: StageStore, *, seed: int, progress: Progress, run: Location | None = None) -> StageContext:
