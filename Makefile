@@ -1,4 +1,5 @@
 # make quickstart: set-up, then from prompts to a tuned, evaluated model without a key. make test: all tests.
+# make bench: two short benchmarks on made-up data; benchmarks/results/ says how the others were run.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -28,8 +29,8 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python benchmarks/neardup.py --quick
-	$(BIN)/python benchmarks/fanout.py --quick
+	$(BIN)/python benchmarks/neardup.py speed --rows 10000 --threshold 0.95 0.9
+	$(BIN)/python benchmarks/fanout.py overhead --rows 4000
 
 clean:
 	rm -rf runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[30_000])
     parser.add_argument("--threshold", type=float, nargs="+", default=[0.95])
     parser.add_argument("--semhash-python", help="Python of an environment with semhash")
+    parser.add_argument("--rounds", type=int, default=3, help="of speed")
     parser.add_argument("--skip-search", action="store_true", help="leave IndexFlatIP.search(k=2) out of speed")
     arguments = parser.parse_args()
     globals()[arguments.what](arguments)
@@ -127,28 +128,44 @@ def search_k2(x: np.ndarray) -> tuple[float, float]:
 
 
 def speed(arguments: argparse.Namespace) -> None:
-    """Ours beside search(k=2) and the blocked upper triangle."""
-    print("| rows | t | pairs | ours s (core s) | search(k=2) s (core s) | ratio | upper triangle s (core s) | ratio | plan |")
+    """Ours beside search(k=2) and the blocked upper triangle: medians of interleaved rounds, with the ratios' spread."""
+    print(f"{arguments.rounds} rounds: median seconds (core seconds); ratio of wall seconds, median [lowest, highest]\n")
+    print("| rows | t | pairs | ours | search(k=2) | ratio | upper triangle | ratio | plan |")
     print("|---|---|---|---|---|---|---|---|---|")
     for rows in arguments.rows:
         x = vectors_of(arguments, rows)
         all_pairs(x[:2000], 0.95)
-        flat = (0.0, 0.0) if arguments.skip_search else search_k2(x)
         for threshold in arguments.threshold:
-            ours, wall, cpu = timed(all_pairs, x, threshold)
             plan = plan_search(Vectors.of(x), [threshold]).shown
-            if rows <= MOST_BRUTE_FORCE:
-                brute, brute_wall, brute_cpu = timed(upper_triangle, x, threshold)
-                same = len(brute) == len(ours) and np.array_equal(brute.a, ours.a) and np.array_equal(brute.b, ours.b)
-                beside = f"{brute_wall:.1f} ({brute_cpu:.1f}) | {brute_wall / wall:.1f} ({brute_cpu / cpu:.1f})"
-            else:
-                same, beside = True, "- | -"
+            ours, flat, brute, same = [], [], [], True
+            for _ in range(arguments.rounds):
+                pairs, *took = timed(all_pairs, x, threshold)
+                ours.append(took)
+                if not arguments.skip_search:
+                    flat.append(search_k2(x))
+                if rows <= MOST_BRUTE_FORCE:
+                    true, *took = timed(upper_triangle, x, threshold)
+                    brute.append(took)
+                    same &= np.array_equal(true.a, pairs.a) and np.array_equal(true.b, pairs.b)
             print(
-                f"| {rows} | {threshold} | {len(ours)}{'' if same else ' DIFFER'} | {wall:.2f} ({cpu:.2f}) "
-                f"| {flat[0]:.1f} ({flat[1]:.1f}) | {flat[0] / wall:.1f} ({flat[1] / cpu:.1f}) | {beside} "
-                f"| {plan['method']}, {plan['cells']} cells, width {plan['sketch_width']} |",
+                f"| {rows:,} | {threshold} | {len(pairs):,}{'' if same else ' DIFFER'} | {middle(ours)} | {beside(flat, ours)} "
+                f"| {beside(brute, ours)} | {plan['method']}, {plan['cells']} cells, width {plan['sketch_width']} |",
                 flush=True,
             )
+
+
+def middle(rounds: list[Any]) -> str:
+    """Median wall seconds and, in brackets, median core seconds."""
+    wall, cpu = np.median(np.array(rounds), axis=0)
+    return f"{wall:.2f} ({cpu:.2f})"
+
+
+def beside(peer: list[Any], ours: list[Any]) -> str:
+    """Two columns: the peer's seconds, and how many times as long it took in each round."""
+    if not peer:
+        return "- | -"
+    ratios = [theirs[0] / own[0] for theirs, own in zip(peer, ours, strict=True)]
+    return f"{middle(peer)} | {np.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
 
 
 def identity(arguments: argparse.Namespace) -> None:

