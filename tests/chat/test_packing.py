@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunemill.chat.packing import collate, fewest_packs, pack, pack_rows
+from tunemill.chat.packing import pack
 
 CASES = st.integers(1, 60).flatmap(lambda capacity: st.tuples(st.lists(st.integers(1, capacity), max_size=60), st.just(capacity)))
 SETTINGS = settings(max_examples=200, deadline=None, derandomize=True)
@@ -24,6 +24,11 @@ def best_fit_by_hand(lengths: list[int], capacity: int) -> list[list[int]]:
         else:
             packs.append([index])
     return packs
+
+
+def fewest_packs(lengths: list[int], capacity: int) -> int:
+    """A number of packs that no packing can go below: all tokens, or all examples longer than half a pack."""
+    return max(-(-sum(lengths) // capacity), sum(length > capacity / 2 for length in lengths))
 
 
 @SETTINGS
@@ -60,36 +65,3 @@ def test_lengths_that_cannot_be_packed_are_named(lengths: list[int]) -> None:
     """An empty or too long example is an error, not a pack."""
     with pytest.raises(ValueError, match="should be 1 to 8"):
         pack(lengths, 8)
-
-
-def test_collate_keeps_examples_apart() -> None:
-    """Positions begin at 0 for each example, whose first token is never a target."""
-    examples = [{"input_ids": [1, 5, 6], "loss_weights": [1.0, 0.0, 1.0]}, {"input_ids": [1, 7], "loss_weights": [0.5, 0.5]}]
-    packed = collate(examples, length=7, pad_id=9)
-    assert packed["input_ids"].tolist() == [1, 5, 6, 1, 7, 9, 9]
-    assert packed["position_ids"].tolist() == [0, 1, 2, 0, 1, 0, 1]
-    assert packed["labels"].tolist() == [-100, -100, 6, -100, 7, -100, -100]
-    assert packed["loss_weights"].tolist() == [0, 0, 1, 0, 0.5, 0, 0]
-
-
-def test_collate_refuses_what_does_not_fit() -> None:
-    """A pack longer than the row is an error."""
-    with pytest.raises(ValueError, match="does not fit"):
-        collate([{"input_ids": [1, 2, 3], "loss_weights": [0, 0, 0]}], length=2)
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_packs_do_not_depend_on_blocks() -> None:
-    """The same rows in 1 or 7 blocks give the same packs, every row once, positions from 0."""
-    import ray.data
-
-    lengths = np.random.default_rng(1).integers(2, 30, 57)
-    rows = [{"id": str(i), "input_ids": [i] * int(n), "loss_weights": [1.0] * int(n)} for i, n in enumerate(lengths)]
-    results = []
-    for blocks in (1, 7):
-        packs = pack_rows(ray.data.from_items(rows, override_num_blocks=blocks), 64, window=20).take_all()
-        results.append(sorted((pack["ids"] for pack in packs), key=lambda ids: ids[0]))
-        assert sorted(int(name) for pack in packs for name in pack["ids"]) == list(range(57))
-        assert max(len(pack["input_ids"]) for pack in packs) <= 64
-        assert all(sum(p == 0 for p in pack["position_ids"]) == len(pack["ids"]) for pack in packs)
-    assert results[0] == results[1]
