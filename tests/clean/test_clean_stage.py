@@ -146,6 +146,8 @@ def test_patterns_come_from_a_file_or_from_the_package(tmp_path: Path) -> None:
         "아래에 더 필요하시면 말씀해 주세요.",
         "אשמח לעזור בעוד משפט.",
         "No dudes en preguntar.",
+        "A night train with a dash of joy:",
+        "**다음 문장：**",
     ):
         assert packaged.hit(chatter)
     assert not any(packaged.hit(text) for text in WANTED)

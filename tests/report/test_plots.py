@@ -46,6 +46,7 @@ def test_every_picture_is_valid_svg_that_follows_the_page(name: str) -> None:
     assert "#01020" not in svg
     assert "font-family" not in svg
     assert "<b>" not in svg
+    assert "mathdefault" not in svg
     shown = "".join(root.itertext())
     assert HOSTILE in shown or "שלום" not in shown
 

@@ -13,6 +13,7 @@ from tunemill.store import Location
 __all__ = ["Patterns", "load_patterns"]
 
 _LEAST_REST = 3
+_CLOSING = " *_\"'”»"
 
 
 class Patterns:
@@ -22,8 +23,9 @@ class Patterns:
         self._patterns = [re.compile(pattern, re.IGNORECASE) for pattern in patterns]
 
     def hit(self, segment: str) -> bool:
-        """True where a pattern matches somewhere in the segment."""
-        return any(pattern.search(segment) for pattern in self._patterns)
+        """True where a pattern matches somewhere in the segment, or where it ends in a colon and so announces another."""
+        announces = segment.rstrip(_CLOSING).endswith((":", "："))
+        return announces or any(pattern.search(segment) for pattern in self._patterns)
 
     def cut_lead_in(self, segment: str) -> list[str]:
         """``Here is one: I love olives.`` in two, where a pattern matches a beginning that ends in a colon."""

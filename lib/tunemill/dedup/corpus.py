@@ -15,14 +15,16 @@ import pyarrow.compute as pc
 
 from tunemill.dedup.config import DedupConfig, parse_preference
 from tunemill.dedup.exact import text_key
-from tunemill.dedup.memory import available_bytes, check_corpus
+from tunemill.dedup.memory import check_corpus
 from tunemill.dedup.pairs import Vectors
+from tunemill.dedup.scratch import Spool
 from tunemill.errors import DataError
 
 __all__ = ["Corpus", "collect", "text_columns_of"]
 
 _EXCERPT_CHARS = 400
 _UNIT_TOLERANCE = 1e-3
+_NEVER_TOO_MANY = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +78,21 @@ def collect(source: Any, config: DedupConfig, *, where: str, vectors: bool = Tru
     score_column = parse_preference(config.prefer)[1]
     narrow = _Narrow(texts, vector_columns, score_column)
     narrowed = dataset.map_batches(narrow, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
-    tables = [table for table in narrowed.iter_batches(batch_size=None, batch_format="pyarrow") if len(table)]
+    groups = [_Group(i, len(vector_columns), where) for i in range(len(vector_columns))]
+    tables = []
+    for table in narrowed.iter_batches(batch_size=None, batch_format="pyarrow"):
+        if len(table):
+            for group in groups:
+                group.add(table)
+            tables.append(table.drop_columns([group.column for group in groups]))
     if not tables:
         raise DataError(f"{where}: holds no rows")
-    return _build(tables, bool(texts), score_column is not None, len(vector_columns), where)
+    return _build(tables, groups, bool(texts), score_column is not None, where)
 
 
 def _check_memory(source: Any, dataset: Any, config: DedupConfig) -> None:
     rows = source.count()
-    if rows * 4096 < available_bytes(config.memory_gb):
+    if rows < _NEVER_TOO_MANY and config.memory_gb is None:
         return
     first = dataset.select_columns(["embedding"]).limit(1).take_all()
     check_corpus(rows, len(first[0]["embedding"] or ()), config.memory_gb)
@@ -129,7 +137,7 @@ class _Narrow:
         return pa.table(narrow)
 
 
-def _build(tables: list[pa.Table], has_texts: bool, has_score: bool, groups: int, where: str) -> Corpus:
+def _build(tables: list[pa.Table], groups: list[_Group], has_texts: bool, has_score: bool, where: str) -> Corpus:
     ids = np.concatenate([table["id"].to_numpy(zero_copy_only=False) for table in tables]).astype(object)
     if any(value is None for value in ids):
         raise DataError(f"{where}: a row has no id; every row needs one")
@@ -140,9 +148,7 @@ def _build(tables: list[pa.Table], has_texts: bool, has_score: bool, groups: int
         raise DataError(
             f"{where}: id {str(ids[doubled[0]])!r} occurs more than once ({len(doubled)} such rows); ids must be unique"
         )
-    parts = [_matrix(tables, i, groups, where) for i in range(groups)]
-    tables = [table.drop_columns([f"vector{i}" for i in range(groups)]) for table in tables]
-    rows, rescaled = _unit_rows(parts, order, ids, where)
+    rows, rescaled = _unit_rows(groups, order, ids, where)
     lengths = np.concatenate([table["length"].to_numpy() for table in tables])[order]
     keys = None
     blank = np.zeros(len(order), dtype=bool)
@@ -159,59 +165,82 @@ def _build(tables: list[pa.Table], has_texts: bool, has_score: bool, groups: int
         lengths=lengths,
         excerpts=excerpts,
         score=score,
-        vectors=Vectors.of(rows, [part.shape[1] for part in parts]),
+        vectors=Vectors.of(rows, [group.dims for group in groups]),
         rescaled=rescaled,
         blank=blank,
     )
 
 
-def _matrix(tables: list[pa.Table], group: int, groups: int, where: str) -> np.ndarray:
-    """One group's vectors [n, d]. A row without that text has none.
+class _Group:
+    """The vectors of one text column, in the order of the input and on disk.
 
-    With several groups it gets a dimension of its own, in which all such rows are equal; with one group the
-    row is going to be left out, and any unit vector does.
+    A row without that text has no vector. With several groups it gets a dimension of its own, in which all such
+    rows are equal; with one group the row is going to be left out, and any unit vector does.
     """
-    width, blocks, without = 0, [], []
-    for table in tables:
-        column = table[f"vector{group}"].combine_chunks()
+
+    def __init__(self, number: int, groups: int, where: str) -> None:
+        self.column = f"vector{number}"
+        self._blank, self._alone, self._where = f"blank{number}", groups == 1, where
+        self._width = 0
+        self._spool = Spool()
+        self._missing: list[np.ndarray] = []
+
+    def add(self, table: pa.Table) -> None:
+        """Take a block's vectors; DataError for a row without one, or with another number of dimensions."""
+        column = table[self.column].combine_chunks()
         missing = pc.is_null(column).to_numpy(zero_copy_only=False)
-        blank = table[f"blank{group}"].to_numpy() if f"blank{group}" in table.column_names else np.zeros(len(table), dtype=bool)
+        blank = table[self._blank].to_numpy() if self._blank in table.column_names else np.zeros(len(table), dtype=bool)
         lost = np.flatnonzero(missing & ~blank)
         if len(lost):
             row = table["id"][int(lost[0])].as_py()
-            raise DataError(f"{where}: row {row!r} has no embedding; embed every row or leave the column out")
+            raise DataError(f"{self._where}: row {row!r} has no embedding; embed every row or leave the column out")
         sizes = column.value_lengths().to_numpy(zero_copy_only=False)[~missing]
-        width = width or (int(sizes[0]) if len(sizes) else 0)
-        ragged = np.flatnonzero(sizes != width)
+        if len(sizes) and not self._width:
+            self._width = int(sizes[0])
+            if not self._width:
+                raise DataError(f"{self._where}: embeddings have no dimensions; embed the rows again")
+        ragged = np.flatnonzero(sizes != self._width)
         if len(ragged):
             raise DataError(
-                f"{where}: an embedding has {int(sizes[ragged[0]])} dimensions where others have {width}; all need the same"
+                f"{self._where}: an embedding has {int(sizes[ragged[0]])} dimensions where others have {self._width}; "
+                "all need the same"
             )
-        block = np.zeros((len(table), width), np.float32)
-        block[~missing] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) if width else 0
-        blocks.append(block)
-        without.append(missing)
-    if width == 0 and not all(mark.all() for mark in without):
-        raise DataError(f"{where}: embeddings have no dimensions; embed the rows again")
-    rows = np.concatenate([block if block.shape[1] == width else np.zeros((len(block), width), np.float32) for block in blocks])
-    marks = np.concatenate(without)
-    if not marks.any():
-        return rows
-    if groups == 1 and width:
-        rows[marks, 0] = 1.0
-        return rows
-    return np.column_stack([rows, marks.astype(np.float32)])
+        if len(sizes):
+            self._spool.append(column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self._width))
+        self._missing.append(missing)
 
+    @property
+    def dims(self) -> int:
+        """Columns that the group takes in the end."""
+        return self._width + (not self._alone_or_whole)
 
-def _unit_rows(parts: list[np.ndarray], order: np.ndarray, ids: np.ndarray, where: str) -> tuple[np.ndarray, int]:
-    """The groups side by side in order of id, each row scaled to unit length."""
-    rows = np.empty((len(order), sum(part.shape[1] for part in parts)), np.float32)
-    off_unit = np.zeros(len(order), dtype=bool)
-    column = 0
-    for part in parts:
-        target = rows[:, column : column + part.shape[1]]
+    @property
+    def _alone_or_whole(self) -> bool:
+        return (self._alone and self._width > 0) or not any(part.any() for part in self._missing)
+
+    def blocks(self, order: np.ndarray) -> Iterator[np.ndarray]:
+        """Float64 blocks [up to 8192, dims] of all rows in ``order``."""
+        missing = np.concatenate(self._missing)
+        place = np.cumsum(~missing) - 1
+        rows = self._spool.rows(self._width)
         for start in _steps(len(order)):
-            block = part[order[start : start + 8192]].astype(np.float64)
+            wanted = order[start : start + 8192]
+            there = ~missing[wanted]
+            block = np.zeros((len(wanted), self.dims))
+            block[there, : self._width] = rows[place[wanted[there]]]
+            block[~there, 0 if self._alone_or_whole else -1] = 1.0
+            yield block
+
+
+def _unit_rows(groups: list[_Group], order: np.ndarray, ids: np.ndarray, where: str) -> tuple[np.ndarray, int]:
+    """The groups side by side in order of id, each row scaled to unit length."""
+    spool = Spool()
+    off_unit = 0
+    start = 0
+    for blocks in zip(*(group.blocks(order) for group in groups), strict=True):
+        off = np.zeros(len(blocks[0]), dtype=bool)
+        scaled = []
+        for block in blocks:
             norms = np.sqrt((block * block).sum(axis=1))
             bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
             if len(bad):
@@ -219,11 +248,14 @@ def _unit_rows(parts: list[np.ndarray], order: np.ndarray, ids: np.ndarray, wher
                 raise DataError(
                     f"{where}: the embedding of row {str(ids[start + bad[0]])!r} {what}; leave such rows out or embed them again"
                 )
-            off = np.abs(norms - 1) > _UNIT_TOLERANCE
-            off_unit[start : start + len(block)] |= off
-            target[start : start + len(block)] = block / norms[:, None]
-        column += part.shape[1]
-    return rows, int(off_unit.sum())
+            off |= np.abs(norms - 1) > _UNIT_TOLERANCE
+            scaled.append(block / norms[:, None])
+        spool.append(np.concatenate(scaled, axis=1))
+        off_unit += int(off.sum())
+        start += len(off)
+    if not groups:
+        return np.zeros((len(order), 0), np.float32), 0
+    return spool.rows(sum(group.dims for group in groups)), off_unit
 
 
 def _steps(n: int) -> Iterator[int]:

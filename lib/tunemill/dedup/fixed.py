@@ -16,6 +16,7 @@ from tunemill.dedup.config import DedupConfig
 from tunemill.dedup.corpus import Corpus, collect
 from tunemill.dedup.pairs import Vectors
 from tunemill.dedup.plan import SearchPlan
+from tunemill.dedup.scratch import gathered
 from tunemill.dedup.shards import plan_bytes, read_plan
 from tunemill.errors import DataError
 from tunemill.stage import StageContext
@@ -77,11 +78,11 @@ def earlier_run(path: str) -> tuple[FixedRows, SearchPlan]:
 def kept_rows(corpus: Corpus, kept: np.ndarray, groups: np.ndarray, earlier: FixedRows) -> FixedRows:
     """The rows that a later run is compared with: those of an earlier run and the ones kept now."""
     keys = corpus.keys if corpus.keys is not None else np.zeros(len(corpus), "S16")
-    own = corpus.vectors.rows[kept]
+    own = corpus.vectors.rows
     return FixedRows(
         ids=np.concatenate([earlier.ids, corpus.ids[kept]]),
         keys=np.concatenate([earlier.keys, keys[kept]]),
-        rows=np.concatenate([earlier.rows, own]) if len(earlier) else own,
+        rows=gathered([(earlier.rows, np.arange(len(earlier))), (own, np.flatnonzero(kept))], own.shape[1]),
         groups=np.concatenate([earlier.groups, groups[kept]]),
     )
 
@@ -109,7 +110,8 @@ def side_by_side_rows(corpus: Corpus, others: Sequence[FixedRows]) -> Vectors:
             )
     if not any(len(other) for other in others):
         return corpus.vectors
-    return Vectors.of(np.concatenate([corpus.vectors.rows, *(other.rows for other in others)]), corpus.vectors.widths)
+    every = [corpus.vectors.rows, *(other.rows for other in others)]
+    return Vectors.of(gathered([(rows, np.arange(len(rows))) for rows in every], dims), corpus.vectors.widths)
 
 
 def _table(rows: FixedRows, part: slice) -> pa.Table:

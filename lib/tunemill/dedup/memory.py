@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 
 import psutil
 
@@ -10,13 +11,13 @@ from tunemill.dedup.shards import Work
 from tunemill.errors import ConfigError
 from tunemill.store import Location
 
-__all__ = ["available_bytes", "check_corpus", "check_disk", "check_shard", "corpus_bytes", "shard_bytes", "tasks_at_once"]
+__all__ = ["available_bytes", "check_corpus", "check_disk", "check_shard", "shard_bytes", "tasks_at_once"]
 
 _GB = 1e9
 _PAIR_BYTES = 60
 """Of one pair on disk, before compression: two ids and a similarity."""
-_ROW_OVERHEAD = 250
-"""Of one row beyond its vector: id, hash, excerpt, positions in cells."""
+_ROW_OVERHEAD = 1000
+"""Of one row beyond its vector: id, hash, excerpt of the text, positions in cells."""
 
 
 def available_bytes(memory_gb: float | None) -> float:
@@ -24,18 +25,23 @@ def available_bytes(memory_gb: float | None) -> float:
     return memory_gb * _GB if memory_gb is not None else 0.9 * psutil.virtual_memory().available
 
 
-def corpus_bytes(rows: int, dims: int) -> float:
-    """Peak of the process that plans: the vectors twice while they are put in order, and their sketches."""
-    return float(rows) * (dims * 4 * 2 + 128 * 4 + _ROW_OVERHEAD)
-
-
 def check_corpus(rows: int, dims: int, memory_gb: float | None) -> None:
-    """Refuse a corpus that does not fit into the planning process. Raises ConfigError."""
-    need, have = corpus_bytes(rows, dims), available_bytes(memory_gb)
-    if need > have:
+    """Refuse a corpus for which the process that plans lacks memory or scratch disk. Raises ConfigError.
+
+    Vectors lie on disk (as they came, in order of id, and those that stand for themselves); sketches are in memory.
+    """
+    sketches, vectors = rows * (min(dims, 128) * 4.0 + _ROW_OVERHEAD), rows * dims * 4.0 * 3
+    have = available_bytes(memory_gb)
+    if sketches > have:
         raise ConfigError(
-            f"dedup.memory_gb: {rows:,} rows of {dims} dimensions need about {need / _GB:.1f} GB, {have / _GB:.1f} GB are there; "
-            "use a machine with more memory, fewer rows (--limit), or a model with fewer dimensions"
+            f"dedup.memory_gb: {rows:,} rows of {dims} dimensions need about {sketches / _GB:.1f} GB, {have / _GB:.1f} GB are "
+            "there; use a machine with more memory or fewer rows (--limit)"
+        )
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if vectors > free:
+        raise ConfigError(
+            f"dedup: the vectors of {rows:,} rows need about {vectors / _GB:.1f} GB of scratch disk, {free / _GB:.1f} GB "
+            f"are free in {tempfile.gettempdir()}; set TMPDIR to a folder with more room"
         )
 
 

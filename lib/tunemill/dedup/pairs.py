@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tunemill.dedup.scratch import gathered
 from tunemill.dedup.threads import side_by_side
 
 __all__ = ["DECIMALS", "Pairs", "Vectors", "unique_pairs"]
@@ -72,8 +73,10 @@ class Vectors:
         return len(self.rows)
 
     def take(self, positions: np.ndarray) -> Vectors:
-        """The rows at ``positions``."""
-        return Vectors(self.rows[positions], self.widths, self.norms[positions])
+        """The rows at ``positions`` (all different, ascending)."""
+        if len(positions) == len(self):
+            return self
+        return Vectors(gathered([(self.rows, positions)], self.rows.shape[1]), self.widths, self.norms[positions])
 
     def near(self, a: np.ndarray, b: np.ndarray, lowest: float) -> tuple[np.ndarray, np.ndarray]:
         """The pairs whose mean cosine over the groups reaches ``lowest`` in float32: a cheap filter before the decision."""

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from tunemill.errors import DataError
+from tunemill.errors import ConfigError, DataError
 from tunemill.store import Location, Manifest, StageStore
 
 __all__ = ["STAGES", "RunFolder", "open_run"]
@@ -38,7 +38,14 @@ class RunFolder:
     @property
     def expected(self) -> list[str]:
         """The stages that the configuration asks for, or those that have begun, in order."""
-        asked = [name for name in STAGES if self.config.get(name) is not None]
+        from tunemill.config import build
+        from tunemill.pipeline import PipelineConfig, complete, stage_names
+
+        asked: Sequence[str]
+        try:
+            asked = stage_names(complete(build(PipelineConfig, self.config, "run.yaml")))
+        except ConfigError:  # of another version, or of a stage called alone: its sections still tell
+            asked = [name for name in STAGES if self.config.get(name) is not None]
         return [name for name in STAGES if name in asked or name in self.stores]
 
     def details(self, stage: str) -> dict[str, Any]:

@@ -30,10 +30,11 @@ _MOST_NUMBERED = 12
 _MOST_CHARACTERS = 18
 
 
-def _counts(axis: Any) -> None:
+def _counts(axis: Any, *, log: bool = False) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    if not log:
+        axis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
@@ -142,8 +143,7 @@ def bars(names: Sequence[str], counts: Sequence[float], *, title: str, x: str, y
             axes.annotate(f"{count:,.0f}", (place, count), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8)
         wide = max(counts) > 50 * max(min(counts), 1)
         axes.set(xlabel=x, ylabel=y, yscale="log" if wide else "linear")
-        if not wide:
-            _counts(axes.yaxis)
+        _counts(axes.yaxis, log=wide)
         axes.set_xticks(range(len(names)), names)
         axes.tick_params(axis="x", length=0)
         axes.margins(y=0.15)

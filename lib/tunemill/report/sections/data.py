@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from tunemill.config import build
 from tunemill.errors import BadInput
 from tunemill.generate.config import GenerateConfig
-from tunemill.generate.plan import Plan, plan
+from tunemill.generate.plan import plain_plan, plan
 from tunemill.report import plots
 from tunemill.report.folder import RunFolder
 
@@ -31,10 +31,10 @@ def plan_section(run: RunFolder) -> dict[str, Any] | None:
     """What each model was asked, gave and cost, beside what `tunemill plan` says of the same configuration."""
     details = run.details("generate")
     models = details.get("models") or {}
-    planned = _plan(run)
+    planned = details.get("foreseen") or _plan(run)
     if not models and planned is None:
         return None
-    said = {entry.model.name: entry for entry in planned.models} if planned else {}
+    said = planned["models"] if planned else {}
     rows = []
     for name in dict.fromkeys([*models, *said]):
         found = models.get(name) or {}
@@ -61,13 +61,14 @@ def plan_section(run: RunFolder) -> dict[str, Any] | None:
     }
 
 
-def _plan(run: RunFolder) -> Plan | None:
-    """The plan of the run's own configuration; None for a run that asked nobody, or whose topics file has moved."""
+def _plan(run: RunFolder) -> dict[str, Any] | None:
+    """The plan of a run that has not generated yet; None for a run that asks nobody, or whose topics file is not found."""
     section = run.config.get("generate")
     if not isinstance(section, dict):
         return None
+    seed = int((run.config.get("run") or {}).get("seed") or 0)
     try:
-        return plan(build(GenerateConfig, section, "run.yaml"), seed=int((run.config.get("run") or {}).get("seed") or 0))
+        return plain_plan(plan(build(GenerateConfig, section, "run.yaml"), seed=seed))
     except BadInput:
         return None
 
