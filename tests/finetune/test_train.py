@@ -86,6 +86,13 @@ def test_going_on_from_a_checkpoint_repeats_the_losses(model: str, plain: Any, t
     one, two = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert resumed.outcome.steps == whole.outcome.steps == 6
+    assert resumed.outcome.trained_steps == 4
+    one_speed, two_speed = whole.outcome.speed, resumed.outcome.speed
+    assert (one_speed["restarts"], two_speed["restarts"]) == (0, 1)
+    assert all(one_speed[name] == two_speed[name] for name in ("steps", "tokens", "padding_share"))
+    # The first two steps' seconds came with the checkpoint.
+    kept_s = json.loads(Path(kept[0], "tunemill.json").read_text())["totals"]["step_s"]
+    assert two_speed["seconds"]["training"] >= round(kept_s + sum(r["seconds"] for r in resumed.records if "loss" in r), 3) - 0.01
 
 
 def test_preemption_saves_once_more(model: str, tmp_path: Path) -> None:

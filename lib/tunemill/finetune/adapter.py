@@ -17,21 +17,23 @@ ADAPTER_FILE = "adapter_model.safetensors"
 def adapter_state(model: Any) -> dict[str, Tensor]:
     """The adapter's weights in fp32 on the CPU, under the names that peft and vLLM expect.
 
-    Under ZeRO-3 every worker has to call this, since the shards are gathered.
+    Under DeepSpeed every worker has to call this, since the shards are gathered.
     """
     from peft import get_peft_model_state_dict
 
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    sharded = [p for p in trained.values() if hasattr(p, "ds_id")]
-    if sharded:
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(sharded):
-            weights = {name: p.detach().float().cpu().clone() for name, p in trained.items()}
-    else:
-        weights = {name: p.detach().float().cpu().clone() for name, p in trained.items()}
+    weights = {name: _whole(p).detach().float().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
     state: dict[str, Tensor] = get_peft_model_state_dict(model, state_dict=weights, save_embedding_layers=False)
     return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    # Under DeepSpeed the fp32 weights are the optimiser's; the parameter itself is a bf16 copy, or empty.
+    if not (hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")):
+        return parameter
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    whole: Tensor = safe_get_full_fp32_param(parameter)
+    return whole
 
 
 def load_adapter_state(model: Any, state: Mapping[str, Tensor]) -> None:

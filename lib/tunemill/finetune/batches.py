@@ -60,18 +60,18 @@ def collate(rows: TokenRows, numbers: Sequence[int], layout: Layout) -> dict[str
 
 
 def pieces_of(
-    numbers: Sequence[int], rows: TokenRows, *, layout: Layout, workers: int, rank: int, accumulation: int, micro_tokens: int
-) -> list[list[int]]:
-    """The forward passes of one worker for one step; every worker gets the same number (some may be empty)."""
+    numbers: Sequence[int], rows: TokenRows, *, layout: Layout, workers: int, accumulation: int, micro_tokens: int
+) -> list[list[list[int]]]:
+    """The forward passes of every worker for one step; all workers get the same number (some may be empty)."""
     cuts = [
         split_pieces(share, rows.lengths, layout=layout, accumulation=accumulation, micro_tokens=micro_tokens)
         for share in share_out(numbers, rows.lengths, workers)
     ]
     passes = max(1, *(len(cut) for cut in cuts))
-    return cuts[rank] + [[] for _ in range(passes - len(cuts[rank]))]
+    return [cut + [[] for _ in range(passes - len(cut))] for cut in cuts]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Feed:
     """The batches of one worker, step by step; iterating starts at ``first_step``.
 
@@ -81,6 +81,7 @@ class Feed:
     rows: TokenRows
     plan: StepPlan
     layout: Layout
+    """May be set anew until the first batch is made: whether rows can be packed is only proven then."""
     workers: int
     rank: int
     accumulation: int
@@ -95,27 +96,34 @@ class Feed:
             yield self.batch(step)
 
     def batch(self, step: int) -> dict[str, Any]:
-        """One step's pieces, its global loss weight, and its counts of tokens (of this worker)."""
+        """This worker's pieces of one step, the loss weight and counts of the whole step, and ``own_`` counts for its FLOP."""
         started = time.perf_counter()
         numbers = self.plan.rows_of(step)
-        cut = pieces_of(
+        cuts = pieces_of(
             numbers,
             self.rows,
             layout=self.layout,
             workers=self.workers,
-            rank=self.rank,
             accumulation=self.accumulation,
             micro_tokens=self.micro_tokens,
         )
-        pieces = [collate(self.rows, piece, self.layout) for piece in cut]
-        own = [number for piece in cut for number in piece]
+        pieces = [collate(self.rows, piece, self.layout) for piece in cuts[self.rank]]
+        own = self.rows.lengths[[number for piece in cuts[self.rank] for number in piece]]
         return {
             "pieces": pieces,
             "weight": float(self.rows.loss_sums[numbers].sum()),
             "rows": len(numbers),
-            "tokens": int(self.rows.lengths[own].sum()),
-            "squares": float((self.rows.lengths[own].astype(np.float64) ** 2).sum()),
-            "trained": sum(len(piece["loss_targets"]) for piece in pieces if isinstance(piece["loss_targets"], Tensor)),
-            "padded": sum(piece["input_ids"].numel() for piece in pieces if isinstance(piece["input_ids"], Tensor)),
+            "tokens": int(self.rows.lengths[numbers].sum()),
+            "padded": sum(self._places(piece) for cut in cuts for piece in cut),
+            "own_tokens": int(own.sum()),
+            "own_squares": float((own.astype(np.float64) ** 2).sum()),
+            "own_trained": sum(len(piece["loss_targets"]) for piece in pieces if isinstance(piece["loss_targets"], Tensor)),
             "wait_s": time.perf_counter() - started,
         }
+
+    def _places(self, piece: Sequence[int]) -> int:
+        """Token places that one forward pass computes, padding included."""
+        if not piece:
+            return 1
+        sizes = self.rows.lengths[piece]
+        return int(sizes.sum() if self.layout == "packed" else len(piece) * sizes.max())

@@ -24,7 +24,6 @@ class Prepared:
     """A model ready to train, and what was decided for it."""
 
     model: Any
-    dtype: torch.dtype
     checkpointing: bool
     liger: bool
 
@@ -99,9 +98,10 @@ def wrap_lora(model: Any, lora: LoraConfig) -> Any:
     return wrapped
 
 
-def prepare(config: FinetuneConfig, path: str, device: torch.device, *, seed: int, micro_tokens: int) -> Prepared:
+def prepare(
+    config: FinetuneConfig, path: str, device: torch.device, *, dtype: torch.dtype, seed: int, micro_tokens: int
+) -> Prepared:
     """Load the base model, add the adapter and the weighted loss, and settle memory and kernels."""
-    dtype = choose_precision(config.precision, device)
     base = load_base(path, config.revision, dtype)
     liger = _apply_liger(base, config.liger, device)
     add_weighted_loss(base)
@@ -112,7 +112,7 @@ def prepare(config: FinetuneConfig, path: str, device: torch.device, *, seed: in
         # The frozen embeddings give no gradient, but the first recomputed block needs an input that asks for one.
         model.enable_input_require_grads()
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    return Prepared(model=model, dtype=dtype, checkpointing=checkpointing, liger=liger)
+    return Prepared(model=model, checkpointing=checkpointing, liger=liger)
 
 
 def _apply_liger(model: Any, wanted: str, device: torch.device) -> bool:
@@ -140,7 +140,8 @@ def _wants_checkpointing(setting: str, model: Any, device: torch.device, micro_t
     # Kept for the backward pass of one block, in values a token (measured on Llama and Mistral, LoRA on all layers).
     values = 16 * config.hidden_size + 5 * mlp
     needed = values * 2 * config.num_hidden_layers * micro_tokens
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    # Under ZeRO-3 a worker holds its shard, which is ds_tensor.
+    weights = sum(held.numel() * held.element_size() for held in (getattr(p, "ds_tensor", p) for p in model.parameters()))
     if device.type == "cuda":
         free = 0.9 * torch.cuda.get_device_properties(device).total_memory - weights
     else:

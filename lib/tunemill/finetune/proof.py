@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -22,9 +23,10 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 
 
 @torch.no_grad()
-def prove_packing(model: Any, rows: TokenRows, dtype: torch.dtype) -> dict[str, Any]:
+def prove_packing(model: Any, forward: Callable[..., Any], rows: TokenRows, dtype: torch.dtype) -> dict[str, Any]:
     """Compare packed rows with the same rows alone, and change one row to see whether the others feel it.
 
+    ``forward`` calls ``model``, through whatever it is wrapped in.
     ``alone_error`` is the largest mean difference of a row's logits, as a share of their standard deviation.
     ``neighbour_error`` is the largest change of any other row's logits when one row's tokens are replaced: the
     shapes are the same, so without a leak it is zero.
@@ -36,18 +38,18 @@ def prove_packing(model: Any, rows: TokenRows, dtype: torch.dtype) -> dict[str, 
     training = model.training
     model.eval()
     packed: dict[str, Any] = collate(rows, chosen, "packed")
-    together = _logits(model, packed, dtype)
+    together = _logits(model, forward, packed, dtype)
     starts = packed["row_starts"].tolist()
     spans = list(pairwise(starts))
     alone_error = 0.0
     for number, (a, b) in zip(chosen, spans, strict=True):
-        alone = _logits(model, collate(rows, [number], "padded"), dtype)
+        alone = _logits(model, forward, collate(rows, [number], "padded"), dtype)
         alone_error = max(alone_error, float((together[a:b] - alone).abs().mean() / alone.std().clamp(min=1e-9)))
     first, last = spans[0][0], spans[0][1]
     changed = {**packed, "input_ids": packed["input_ids"].clone()}
     changed["input_ids"][0, first:last] = changed["input_ids"][0, first:last].flip(0).roll(1) + 1
     changed["input_ids"] %= model.config.get_text_config().vocab_size
-    after = _logits(model, changed, dtype)
+    after = _logits(model, forward, changed, dtype)
     neighbour_error = float((after[last:] - together[last:]).abs().max())
     model.train(training)
     passed = alone_error <= _TOLERANCE.get(dtype, 0.15) and neighbour_error <= 1e-4
@@ -62,7 +64,7 @@ def prove_packing(model: Any, rows: TokenRows, dtype: torch.dtype) -> dict[str, 
     }
 
 
-def _logits(model: Any, batch: dict[str, Any], dtype: torch.dtype) -> Tensor:
+def _logits(model: Any, forward: Callable[..., Any], batch: dict[str, Any], dtype: torch.dtype) -> Tensor:
     device = next(model.parameters()).device
     inputs = {
         key: value.to(device) if isinstance(value, Tensor) else value
@@ -70,5 +72,5 @@ def _logits(model: Any, batch: dict[str, Any], dtype: torch.dtype) -> Tensor:
         if not key.startswith("loss_")
     }
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        logits: Tensor = model(**inputs).logits
+        logits: Tensor = forward(**inputs).logits
     return logits.reshape(-1, logits.shape[-1]).float()

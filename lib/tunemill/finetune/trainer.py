@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from tunemill.errors import RunFailed
 from tunemill.finetune.adapter import ADAPTER_FILE, adapter_state, load_adapter_state, write_adapter
 from tunemill.finetune.batches import Feed, collate, pieces_of
+from tunemill.finetune.plan import Layout
 from tunemill.finetune.rows import TokenRows
-from tunemill.finetune.speed import SpeedMeter
+from tunemill.finetune.speed import SpeedMeter, Totals
 
 __all__ = ["POSITION_FILE", "Cadence", "Hooks", "Standing", "WeightedTrainer"]
 
@@ -54,8 +55,9 @@ class Standing:
     """Evaluations since the best one."""
     stopped_early: bool = False
     best_state: dict[str, Tensor] | None = field(default=None, repr=False)
+    totals: Totals = field(default_factory=Totals)
 
-    def write(self, folder: str, **more: Any) -> None:
+    def write(self, folder: str, *, step: int) -> None:
         """Write to a checkpoint folder."""
         from safetensors.torch import save_file
 
@@ -66,18 +68,21 @@ class Standing:
             "best_step": self.best_step,
             "stale": self.stale,
             "stopped_early": self.stopped_early,
+            "step": step,
+            "totals": asdict(self.totals),
         }
-        Path(folder, POSITION_FILE).write_text(json.dumps(plain | more), encoding="utf-8")
+        Path(folder, POSITION_FILE).write_text(json.dumps(plain), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: str) -> Standing:
-        """Read from a checkpoint folder."""
+        """Read from a checkpoint folder; the attempt that reads it is one restart more."""
         from safetensors.torch import load_file
 
         plain = json.loads(Path(folder, POSITION_FILE).read_text(encoding="utf-8"))
         best = os.path.join(folder, BEST_FILE)
         known = {name: plain[name] for name in ("best_loss", "best_step", "stale", "stopped_early")}
-        return cls(**known, best_state=load_file(best) if os.path.exists(best) else None)
+        totals = Totals(**{**plain["totals"], "restarts": plain["totals"]["restarts"] + 1})
+        return cls(**known, totals=totals, best_state=load_file(best) if os.path.exists(best) else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,14 +100,22 @@ class WeightedTrainer(Trainer):
 
     def __init__(
         self, *, feed: Feed, validation: TokenRows, standing: Standing, hooks: Hooks, cadence: Cadence, meter: SpeedMeter,
-        base_model: str, model: Any, args: TrainingArguments,
+        settle_layout: Callable[[Any, Callable[..., Any]], Layout], base_model: str, model: Any, args: TrainingArguments,
     ) -> None:  # fmt: skip
         self.feed, self.validation, self.standing, self.hooks = feed, validation, standing, hooks
-        self.meter, self.base_model = meter, base_model
-        super().__init__(model=model, args=args, train_dataset=feed.rows, callbacks=[_Rhythm(cadence, standing, hooks)])
+        self.meter, self.base_model, self.settle_layout = meter, base_model, settle_layout
+        rhythm = _Rhythm(cadence, standing, hooks, self._begin)
+        super().__init__(model=model, args=args, train_dataset=feed.rows, callbacks=[rhythm])
         self.remove_callback(PrinterCallback)
 
     control: TrainerControl
+
+    def _begin(self) -> None:
+        # Sharded weights come together only in calls of DeepSpeed's own wrapper, which exists from here on.
+        with self.meter.phase("packing_proof"):
+            forward = self.model_wrapped if self.is_deepspeed_enabled else self.model
+            self.feed.layout = self.settle_layout(self.model, forward)
+        self.meter.begin()
 
     def get_train_dataloader(self) -> Any:
         """The feed itself: it is already cut for this worker."""
@@ -159,10 +172,9 @@ class WeightedTrainer(Trainer):
         for start in range(0, count, group):
             numbers = range(start, min(start + group, count))
             cut = pieces_of(
-                numbers, self.validation, layout=feed.layout, workers=feed.workers, rank=feed.rank, accumulation=1,
-                micro_tokens=feed.micro_tokens,
-            )  # fmt: skip
-            for piece in cut:
+                numbers, self.validation, layout=feed.layout, workers=feed.workers, accumulation=1, micro_tokens=feed.micro_tokens
+            )
+            for piece in cut[feed.rank]:
                 batch = self._prepare_inputs(collate(self.validation, piece, feed.layout))
                 with self.compute_loss_context_manager():
                     sums[0] += model(**batch).double()
@@ -197,6 +209,12 @@ class WeightedTrainer(Trainer):
             write_adapter(self.model, state, folder, self.base_model)
             self.standing.write(folder, step=self.state.global_step)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with self.meter.phase("checkpoint"):
+            super()._save_checkpoint(model, trial)
+            folder = os.path.join(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+            self.hooks.saved(folder, {"step": self.state.global_step, "best_loss": self.standing.best_loss})
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         from safetensors.torch import load_file
 
@@ -206,9 +224,12 @@ class WeightedTrainer(Trainer):
 class _Rhythm(TrainerCallback):
     """Says after each step whether to log, evaluate, save or stop."""
 
-    def __init__(self, cadence: Cadence, standing: Standing, hooks: Hooks) -> None:
-        self.cadence, self.standing, self.hooks = cadence, standing, hooks
+    def __init__(self, cadence: Cadence, standing: Standing, hooks: Hooks, begin: Callable[[], None]) -> None:
+        self.cadence, self.standing, self.hooks, self.begin = cadence, standing, hooks, begin
         self.saved_for_preemption = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.begin()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
         step, last = state.global_step, state.global_step >= self.cadence.steps
@@ -224,9 +245,4 @@ class _Rhythm(TrainerCallback):
         if limit is not None and self.standing.stale >= limit:
             control.should_training_stop = control.should_save = True
             self.standing.stopped_early = True
-        return control
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
-        record = {"step": state.global_step, "best_loss": self.standing.best_loss}
-        self.hooks.saved(os.path.join(args.output_dir, f"checkpoint-{state.global_step}"), record)
         return control

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +17,7 @@ from tunemill.errors import RunFailed
 from tunemill.finetune.adapter import adapter_state, write_adapter
 from tunemill.finetune.batches import Feed
 from tunemill.finetune.config import FinetuneConfig
-from tunemill.finetune.model import prepare
+from tunemill.finetune.model import choose_precision, prepare
 from tunemill.finetune.plan import Layout, StepPlan
 from tunemill.finetune.proof import prove_packing
 from tunemill.finetune.rows import TokenRows
@@ -77,47 +79,55 @@ def train(
     """
     _use_environment(threads)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = choose_precision(config.precision, device)
     micro_tokens = config.micro_tokens or (16384 if device.type == "cuda" else 2048)
-    prepared = prepare(config, base_model, device, seed=seed, micro_tokens=micro_tokens)
-    layout, proof = _settle_layout(config, prepared.model, rows, prepared.dtype)
-    meter = SpeedMeter(prepared.model, device=device, recompute=prepared.checkpointing, workers=workers)
-    standing = Standing.read(resume) if resume else Standing()
     plan = plan_of(config, len(rows), seed)
+    started = time.perf_counter()
+    # Before the model: from them transformers knows that ZeRO-3 wants it loaded in shards, never whole in one worker.
+    arguments = _arguments(config, plan, work=work, device=device, dtype=dtype, seed=seed, workers=workers)
+    prepared = prepare(config, base_model, device, dtype=dtype, seed=seed, micro_tokens=micro_tokens)
+    standing = Standing.read(resume) if resume else Standing()
+    meter = SpeedMeter(prepared.model, device=device, recompute=prepared.checkpointing, totals=standing.totals)
+    meter.add("load_model", time.perf_counter() - started)
     first_step = _step_of(resume) if resume else 0
     feed = Feed(
         rows=rows,
         plan=plan,
-        layout=layout,
+        layout="bucketed" if config.packing == "auto" else config.packing,
         workers=workers,
         rank=rank,
         accumulation=config.accumulation,
         micro_tokens=micro_tokens,
         first_step=first_step,
     )
-    # Made after the model: DeepSpeed would otherwise load it in shards, on which nothing can be proven yet.
-    arguments = _arguments(config, plan, work=work, device=device, dtype=prepared.dtype, seed=seed, workers=workers)
+    proof: dict[str, Any] = {"asked": False}
+
+    def settle(model: Any, forward: Callable[..., Any]) -> Layout:
+        layout, found = _settle_layout(config, model, forward, rows, dtype)
+        proof.update(found)
+        return layout
+
     trainer = WeightedTrainer(
         feed=feed, validation=validation, standing=standing, hooks=hooks or Hooks(), meter=meter, base_model=config.base_model,
-        cadence=cadence_of(config, plan, len(validation)), model=prepared.model, args=arguments,
+        cadence=cadence_of(config, plan, len(validation)), settle_layout=settle, model=prepared.model, args=arguments,
     )  # fmt: skip
     if not standing.stopped_early:
-        meter.begin()
         trainer.train(resume_from_checkpoint=resume)
     state = adapter_state(prepared.model)
     keep_best = config.keep == "best" and standing.best_state is not None
     if adapter is not None and trainer.is_world_process_zero():
         write_adapter(prepared.model, (standing.best_state if keep_best else None) or state, adapter, config.base_model)
     return TrainOutcome(
-        steps=first_step + meter.steps,
-        trained_steps=meter.steps,
-        kept_step=standing.best_step if keep_best else first_step + meter.steps,
+        steps=meter.totals.steps,
+        trained_steps=meter.totals.steps - first_step,
+        kept_step=standing.best_step if keep_best else meter.totals.steps,
         best_loss=standing.best_loss,
         stopped_early=standing.stopped_early,
-        layout=layout,
+        layout=feed.layout,
         packing_proof=proof,
-        precision=str(prepared.dtype).removeprefix("torch."),
+        precision=str(dtype).removeprefix("torch."),
         trainable_weights=sum(tensor.numel() for tensor in state.values()),
-        speed=meter.report(prepared.dtype),
+        speed=meter.report(dtype),
     )
 
 
@@ -179,11 +189,13 @@ def _deepspeed(stage: Literal["zero2", "zero3"], dtype: torch.dtype) -> dict[str
     }
 
 
-def _settle_layout(config: FinetuneConfig, model: Any, rows: TokenRows, dtype: torch.dtype) -> tuple[Layout, dict[str, Any]]:
+def _settle_layout(
+    config: FinetuneConfig, model: Any, forward: Callable[..., Any], rows: TokenRows, dtype: torch.dtype
+) -> tuple[Layout, dict[str, Any]]:
     """``packed`` only when it is proven on this model and kernel; ``auto`` falls back to ``bucketed``."""
     if config.packing in ("bucketed", "padded"):
         return config.packing, {"asked": False}
-    proof = prove_packing(model, rows, dtype)
+    proof = prove_packing(model, forward, rows, dtype)
     if proof["passed"]:
         return "packed", proof
     if config.packing == "packed":
