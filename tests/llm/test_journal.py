@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunemill.errors import ConfigError, RunFailed
-from tunemill.llm.journal import Entry, Journal, open_journal
+from tunemill.llm.journal import Entry, Journal, compaction, open_journal
 from tunemill.llm.journal.base import decode, encode, head_of
+from tunemill.store import Location
 
 
 def key_of(number: int) -> str:
@@ -116,6 +117,76 @@ async def test_large_and_binary_bodies_survive(journal: Journal) -> None:
     await writer.close()
     found = journal.reader(journal.open()[0]).find([key_of(i) for i in bodies])
     assert {i: found[key_of(i)].body == body for i, body in bodies.items()} == dict.fromkeys(bodies, True)
+
+
+async def many_objects(url: str) -> Journal:
+    """A journal of 160 small objects: 80 callers with one answer each, and one open intent."""
+    journal = open_journal(url)
+    writers = [journal.writer(f"w{i:02d}") for i in range(80)]
+    intents = [entry("intent", i, call=f"{i:x}", usd=0.5, body=b"{}") for i in range(80)]
+    await asyncio.gather(*(writer.intend([intent]) for writer, intent in zip(writers, intents, strict=True)))
+    kinds = {0: "failure", 1: "dead"}
+    outcomes = [entry(kinds.get(i, "answer"), i, call=f"{i:x}", usd=0.25, body=b"text %d" % i, status=200) for i in range(79)]
+    outcomes.append(entry("dead", 0, call="", kind="gave_up"))
+    await asyncio.gather(*(writer.record([outcome]) for writer, outcome in zip(writers, outcomes, strict=True)))
+    await asyncio.gather(*(writer.close() for writer in writers))
+    return journal
+
+
+def objects_of(journal: Journal) -> list[str]:
+    """Names of a journal's objects."""
+    return [file.name for file in Location(journal.url).files()]
+
+
+@pytest.mark.usefixtures("aws")
+async def test_small_objects_are_merged_beneath_open_readers() -> None:
+    """Few objects say what many said, and a reader that was opened before goes on finding what they held."""
+    journal = await many_objects(f"s3://journals/{uuid.uuid4().hex}")
+    index, before = journal.open()
+    old = journal.reader(index)
+    keys = [key_of(i) for i in range(80)]
+    first = old.find(keys[:3])
+    assert len(objects_of(journal)) == 160
+    journal.compact()
+    assert len(objects_of(journal)) == 2
+    assert journal.summary() == before
+    assert [intent.key for intent in before.maybe_paid] == [key_of(79)]
+    assert (before.answers, before.failures, before.dead, before.spent_usd) == (77, 1, 2, 79 * 0.25 + 0.5)
+    new = journal.reader(journal.open()[0]).find(keys)
+    assert new[key_of(50)].body == b"text 50"
+    assert old.find(keys) == new
+    assert first.items() <= new.items()
+    journal.compact()
+    assert len(objects_of(journal)) == 2
+
+
+@pytest.mark.usefixtures("aws")
+@pytest.mark.parametrize("deleted", [0, 1, 40])
+async def test_a_kill_between_merging_and_deleting_changes_nothing(monkeypatch: pytest.MonkeyPatch, deleted: int) -> None:
+    """With the merged object and all or some of its parts side by side nothing counts twice; the next time tidies up."""
+    journal = await many_objects(f"s3://journals/{uuid.uuid4().hex}")
+    before = journal.summary()
+    left = [deleted]
+    real = compaction._delete
+
+    def killed(file: Location) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError("killed")
+        real(file)
+
+    monkeypatch.setattr(compaction, "_delete", killed)
+    monkeypatch.setattr(compaction, "_REQUESTS", 1)
+    with pytest.raises(OSError, match="killed"):
+        journal.compact()
+    assert len(objects_of(journal)) == 160 + 1 - deleted
+    assert journal.summary() == before
+    assert len(journal.reader(journal.open()[0]).find([key_of(i) for i in range(80)])) == 79
+    monkeypatch.setattr(compaction, "_delete", real)
+    monkeypatch.setattr(compaction, "LEAST_OBJECTS", 2)
+    journal.compact()
+    assert len(objects_of(journal)) == 2
+    assert journal.summary() == before
 
 
 async def test_a_torn_tail_is_tolerated(tmp_path: Path) -> None:

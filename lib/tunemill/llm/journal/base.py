@@ -124,6 +124,9 @@ class Journal(Protocol):
     def prepare(self) -> None:
         """Make the place where it is kept; ConfigError when that can not be."""
 
+    def compact(self) -> None:
+        """Make it quicker to open, where that is worth while; safe at any time. OSError where its storage raises it."""
+
     def open(self) -> tuple[Any, Summary]:
         """What readers start from (built once by the driver, shared by all workers), and the totals."""
 

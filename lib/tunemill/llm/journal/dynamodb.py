@@ -80,6 +80,9 @@ class DynamoJournal:
         )
         self.client.get_waiter("table_exists").wait(TableName=self.table)
 
+    def compact(self) -> None:
+        """Nothing: a table is not read as a whole."""
+
     def open(self) -> tuple[None, Summary]:
         """Readers start from nothing: they ask the table."""
         return None, self.summary()

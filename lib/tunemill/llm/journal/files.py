@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tunemill.errors import ConfigError
+from tunemill.errors import ConfigError, RunFailed
 from tunemill.llm.journal.base import Entry, JournalWriter, Summary, decode, head_of, open_intents
+from tunemill.llm.journal.compaction import compact, read_if_there
 from tunemill.llm.journal.writers import DiskWriter, ObjectWriter
 from tunemill.store import Location
 
@@ -25,6 +26,8 @@ __all__ = ["FileIndex", "FileJournal", "FileReader"]
 _ANSWER, _DEAD = 1, 0
 _READERS = 16
 _READ_BYTES = 1 << 23
+_CACHED_OBJECTS = 4
+_LOOKS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +81,11 @@ class FileJournal:
         except ConfigError as error:
             raise ConfigError(str(error).replace("output ", "journal ", 1)) from error
 
+    def compact(self) -> None:
+        """Merge small objects; nothing on a disk, where each caller appends to one file. OSError where the store raises it."""
+        if self.location.is_remote:
+            compact(self.location)
+
     def open(self) -> tuple[FileIndex, Summary]:
         """Read every file once, keeping positions and totals."""
         scan = _Scan()
@@ -106,35 +114,44 @@ class FileReader:
         self._location = location
         self._index = index
         self._late = _Scan(dict(zip(index.files, index.read, strict=True)))
-        self._cached: tuple[str, bytes] = ("", b"")
+        self._gone: set[str] = set()
+        self._cached: dict[str, bytes] = {}
 
     def find(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Answers, otherwise dead letters; a later record of either kind wins over the index."""
-        found: dict[str, Entry] = {}
-        for key in keys:
-            place = self._late.place_of(key)
-            if place is None or place[0] == _DEAD:
-                old = self._index.locate(key)
-                name_at = (self._index.files[old[0]], old[1], old[2]) if old else None
-                late_at = place[1:] if place else None
-                candidates = [self._read(*at) for at in (name_at, late_at) if at is not None]
-                best = [entry for entry in candidates if entry.type == "answer"] or candidates[-1:]
-                if best:
-                    found[key] = best[0]
-            else:
-                found[key] = self._read(*place[1:])
-        return found
+        for _ in range(_LOOKS):
+            try:
+                found = {key: self._find(key) for key in keys}
+                break
+            except FileNotFoundError:  # another process merged the object
+                self.refresh()
+        else:
+            raise RunFailed(f"journal {self._location.url}: objects vanish while it is read; run the same command again")
+        return {key: entry for key, entry in found.items() if entry is not None}
 
     def refresh(self) -> None:
         """Read what was added since."""
-        self._late.take_in(self._location)
+        listed = self._late.take_in(self._location)
+        self._gone = set(self._index.files) - listed
+
+    def _find(self, key: str) -> Entry | None:
+        late = self._late.place_of(key)
+        if late is not None and late[0] == _ANSWER:
+            return self._read(*late[1:])
+        old = self._index.locate(key)
+        places = [(self._index.files[old[0]], old[1], old[2])] if old and self._index.files[old[0]] not in self._gone else []
+        places += [late[1:]] if late is not None else []
+        candidates = [self._read(*place) for place in places]
+        return next((entry for entry in candidates if entry.type == "answer"), candidates[-1] if candidates else None)
 
     def _read(self, name: str, offset: int, length: int) -> Entry:
         file = self._location.join(name)
-        if file.is_remote:  # objects are small and neighbours are asked for together
-            if self._cached[0] != name:
-                self._cached = (name, file.read_bytes())
-            return decode(self._cached[1][offset : offset + length])
+        if file.is_remote:  # neighbours are asked for together
+            data = self._cached.pop(name, None) or file.read_bytes()
+            self._cached[name] = data
+            if len(self._cached) > _CACHED_OBJECTS:
+                del self._cached[next(iter(self._cached))]
+            return decode(data[offset : offset + length])
         with open(file.path, "rb") as stream:
             stream.seek(offset)
             return decode(stream.read(length))
@@ -154,17 +171,22 @@ class _Scan:
     def place_of(self, key: str) -> tuple[int, str, int, int] | None:
         return self._places.get(key)
 
-    def take_in(self, folder: Location) -> None:
-        """Read what is new; objects, which are small and never grow, several at a time."""
+    def take_in(self, folder: Location) -> set[str]:
+        """Read what is new; objects, which are small and never grow, several at a time. Returns the names that are there."""
         files = folder.files("*.jsonl", recursive=False)
-        if folder.is_remote:
-            new = [file for file in files if file.name not in self.read]
-            with ThreadPoolExecutor(_READERS) as pool:
-                for file, data in zip(new, pool.map(Location.read_bytes, new), strict=True):
+        if not folder.is_remote:
+            for file in files:
+                self._take_lines(file.name, _lines(file, self.read.get(file.name, 0)))
+            return {file.name for file in files}
+        new, vanished = [file for file in files if file.name not in self.read], False
+        with ThreadPoolExecutor(_READERS) as pool:
+            for file, data in zip(new, pool.map(read_if_there, new), strict=True):
+                if data is None:
+                    vanished = True
+                else:
                     self._take_lines(file.name, _split(data, 0))
-            return
-        for file in files:
-            self._take_lines(file.name, _lines(file, self.read.get(file.name, 0)))
+        # what vanished was merged into an object that is there by now
+        return self.take_in(folder) if vanished else {file.name for file in files}
 
     def _take_lines(self, name: str, lines: Iterator[tuple[int, int, dict[str, Any] | None]]) -> None:
         self.read.setdefault(name, 0)
@@ -178,10 +200,11 @@ class _Scan:
                 self._take_outcome(name, offset, length, head)
 
     def _take_outcome(self, name: str, offset: int, length: int, head: dict[str, Any]) -> None:
-        self._closed.add(head["call"])
-        self._spent_usd += head["usd"]
+        if head["call"] not in self._closed:  # while objects are merged a call's record stands in two of them
+            self._closed.add(head["call"])
+            self._spent_usd += head["usd"]
+            self._failures += head["type"] == "failure"
         if head["type"] == "failure":
-            self._failures += 1
             return
         rank = _ANSWER if head["type"] == "answer" else _DEAD
         held = self._places.get(head["key"])
