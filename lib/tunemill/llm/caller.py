@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Calls", "open_calls"]
 
-_LEAST_ROWS, _MOST_ROWS = 4, 64
+_LEAST_ROWS, _MOST_ROWS = 4, 512
 _THREADS = 16
 _POLL_S = 1.0
 
@@ -115,6 +115,7 @@ def open_calls(
     kept = open_journal(journal, job=job)
     kept.prepare()
     check_shared(kept)
+    kept.compact()
     index, before = kept.open()
     named = Job(
         name=f"{job}#{uuid.uuid4().hex[:8]}",
@@ -134,12 +135,14 @@ def open_calls(
     watcher = threading.Thread(target=_show, args=(ledger, progress, before.spent_usd, done), daemon=True, name="call-figures")
     watcher.start()
     try:
-        with _gentle_interrupt(calls):
+        with _gentle_interrupt(calls, progress):
             yield calls
     finally:
         done.set()
         watcher.join(timeout=5)
         _close(named)
+        with contextlib.suppress(OSError):  # the run is over; the next one merges what is left
+            kept.compact()
 
 
 class _CallBlocks:
@@ -254,7 +257,7 @@ def _show(ledger: Any, progress: Progress, spent_before_usd: float, done: thread
 
 
 @contextlib.contextmanager
-def _gentle_interrupt(calls: Calls) -> Iterator[None]:
+def _gentle_interrupt(calls: Calls, progress: Progress) -> Iterator[None]:
     """First Ctrl-C: no new calls. Second: the usual KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -263,6 +266,11 @@ def _gentle_interrupt(calls: Calls) -> Iterator[None]:
 
     def handle(number: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, before)
+        # in a thread: the interrupted code may hold what Ray or the log need
+        threading.Thread(target=stop, daemon=True, name="stop").start()
+
+    def stop() -> None:
+        progress.note("no new calls; waiting for those in flight (Ctrl-C again leaves at once)")
         calls.stop("stopped by Ctrl-C; run the same command again to go on")
 
     signal.signal(signal.SIGINT, handle)
