@@ -86,6 +86,9 @@ def test_every_model_gets_every_prompt_and_growth_buys_only_what_is_new(mock: Mo
     assert (figures["calls"], figures["kept"], figures["dropped"]) == (24, 24, {})
     assert figures["cost_usd"] == pytest.approx(sum(row["cost_usd"] for row in large[1::2]))
     assert figures["latency_p50_s"] > 0
+    foreseen = grown.details["foreseen"]["models"]["b"]
+    assert foreseen["calls"] == figures["calls"]
+    assert foreseen["output_tokens"]["low"] <= figures["output_tokens"] <= foreseen["output_tokens"]["high"]
     before = mock.stats()["requests"]
     assert run(tmp_path, config(mock, "a", "b", rows=24)).attempt == grown.attempt
     with pytest.raises(ResumeRefused, match="rows: 24 -> 10"):

@@ -48,3 +48,13 @@ def test_estimates_are_near_a_real_tokenizer(text: str) -> None:
 def test_an_unknown_model_is_estimated_and_says_so() -> None:
     """Without its tokenizer a count is marked as an estimate."""
     assert not token_counter("gemini", "gemini-2.5-flash").exact
+
+
+@pytest.mark.parametrize(("provider", "model", "least"), [("embedded", "", 30), ("openai", "mistral-7b", 3)])
+def test_prompts_are_counted_through_the_models_own_template(provider: str, model: str, least: int) -> None:
+    """The frame counts with what the template itself says: SmolLM2's puts a system text before every prompt without one."""
+    counter = token_counter(provider, model)
+    text = "Write one short sentence about the village bakery."
+    framed, system = counter.prompt(Prompt.of(text)), counter.prompt(Prompt.of(text, "Be brief."))
+    assert framed - counter.count(text) >= least
+    assert (system < framed) == (provider == "embedded")

@@ -25,7 +25,7 @@ from tunemill.llm.request import Prompt
 from tunemill.progress import Progress
 from tunemill.store import Location
 
-__all__ = ["Interval", "ModelPlan", "Pilot", "Plan", "plan"]
+__all__ = ["Interval", "ModelPlan", "Pilot", "Plan", "plain_plan", "plan"]
 
 _COUNTED_PROMPTS = 300
 _MOST_LOOKED_UP = 50_000
@@ -146,6 +146,28 @@ def plan(
         budget_usd=config.budget_usd,
         example=sample[0].prompt,
     )
+
+
+def plain_plan(made: Plan) -> dict[str, Any]:
+    """What a manifest keeps of a plan: totals, and each model's figures by its name."""
+    models = {}
+    for entry in made.models:
+        values = {
+            f.name: getattr(entry, f.name) for f in dataclasses.fields(entry) if f.name not in ("model", "pilot", "answered")
+        }
+        models[entry.model.name] = {name: _plain(value) for name, value in values.items()}
+    return {
+        "prompts": made.prompts,
+        "combinations": made.combinations,
+        "example": made.example,
+        "hours": _plain(made.hours),
+        "usd": _plain(made.usd),
+        "models": models,
+    }
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if isinstance(value, Interval) else value
 
 
 def _load(

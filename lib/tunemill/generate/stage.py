@@ -40,6 +40,7 @@ def execute(context: StageContext, source: Any, config: GenerateConfig) -> Outco
 
     ``source`` is a `PlanSource`, or the rows of a user's file whose columns fill the template.
     """
+    from tunemill.generate.plan import plain_plan, plan
     from tunemill.llm.caller import open_calls
     from tunemill.llm.embedded_server import stop_embedded
     from tunemill.resources import connect
@@ -77,6 +78,8 @@ def execute(context: StageContext, source: Any, config: GenerateConfig) -> Outco
     details = {
         "models": summarise(context.store.folder, outcome, [model.name for model in config.models]),
         "plan": {"prompts": source.count(), "samples": config.samples, "models": len(config.models), **source.describe},
+        # made after the calls, which need not wait for tokenizers to be loaded; it depends on the configuration alone
+        "foreseen": plain_plan(plan(config, seed=context.seed)) if planned else None,
         "budget_usd": config.budget_usd,
         "maybe_paid_twice": repeated,
         "journal": journal,

@@ -57,9 +57,13 @@ class TokenCounter:
     """True with the model's own tokenizer, False for an estimate (mark it so)."""
     name: str
     """What counts."""
+    framed: Callable[[Prompt], int] | None = None
+    """Tokens of a prompt through the model's own chat template (which may add a system text), where that is at hand."""
 
     def prompt(self, prompt: Prompt) -> int:
         """Input tokens of a prompt."""
+        if self.framed is not None:
+            return self.framed(prompt)
         return _PER_CALL + sum(_PER_MESSAGE + self.count(message.content) for message in prompt.messages)
 
 
@@ -79,10 +83,19 @@ def token_counter(provider: str, model: str) -> TokenCounter:
 
 
 def _mistral(*, tekken: bool) -> TokenCounter:
+    from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-    tokenizer = (MistralTokenizer.v3(is_tekken=True) if tekken else MistralTokenizer.v3()).instruct_tokenizer.tokenizer
-    return TokenCounter(lambda text: len(tokenizer.encode(text, bos=False, eos=False)), True, "mistral-common")
+    whole = MistralTokenizer.v3(is_tekken=True) if tekken else MistralTokenizer.v3()
+    tokenizer = whole.instruct_tokenizer.tokenizer
+    kinds = {"system": SystemMessage, "user": UserMessage, "assistant": AssistantMessage}
+
+    def framed(prompt: Prompt) -> int:
+        messages = [kinds[message.role](content=message.content) for message in prompt.messages]
+        return len(whole.encode_chat_completion(ChatCompletionRequest(messages=messages)).tokens)
+
+    return TokenCounter(lambda text: len(tokenizer.encode(text, bos=False, eos=False)), True, "mistral-common", framed)
 
 
 def _tiktoken(model: str) -> TokenCounter | None:
@@ -101,4 +114,10 @@ def _smollm2() -> TokenCounter:
     from tunemill.embedded import resolve_model
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("embedded/smollm2-135m"))
-    return TokenCounter(lambda text: len(tokenizer.encode(text, add_special_tokens=False)), True, "SmolLM2")
+
+    def framed(prompt: Prompt) -> int:
+        messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
+    return TokenCounter(lambda text: len(tokenizer.encode(text, add_special_tokens=False)), True, "SmolLM2", framed)
