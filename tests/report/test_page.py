@@ -127,6 +127,24 @@ def test_a_running_training_shows_its_curve(tmp_path: Path) -> None:
     assert "it is at step 8, 100 tokens/s" in " ".join(found.text)
 
 
+def test_the_plan_is_what_the_run_kept_of_it(tmp_path: Path) -> None:
+    """Where the topics file is gone, the figures that generate's manifest holds are shown."""
+    run = write_run(tmp_path / "run", rows=40, until="generate")
+    config = run.join("run.yaml").read_text()
+    run.join("run.yaml").write_text(re.sub(r"topics:\n(\s+- .*\n)+", "topics: {file: gone.json}\n", config))
+    manifest = json.loads(run.join("generate", "manifest.json").read_text())
+    between = {"low": 70_001.0, "high": 70_002.0}
+    figures = {"calls": 20, "input_tokens": between, "counted": True, "output_tokens": between, "usd": None}
+    models = {name: {**figures, "hours": None, "bound_by": ""} for name in manifest["details"]["models"]}
+    foreseen = {"prompts": 20, "combinations": 7, "example": "Say.", "hours": None, "usd": None, "models": models}
+    manifest["details"]["foreseen"] = foreseen
+    run.join("generate", "manifest.json").write_text(json.dumps(manifest))
+    text = " ".join(Checker(write_report(run).read_text()).text)
+    assert "gone.json" in text
+    assert "20 prompts for each model from 7 different ones" in text
+    assert "70,001 to 70,002" in text
+
+
 def test_missing_columns_and_details_leave_their_part_out(tmp_path: Path) -> None:
     """A table without label, model and latency, and a manifest without details, still make a page."""
     run = write_run(tmp_path / "run", rows=40)
