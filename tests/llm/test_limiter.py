@@ -199,3 +199,17 @@ def test_a_parked_model_sends_nothing() -> None:
     limiter = Limiter(Rates(), 0.0)
     limiter.park(3600.0)
     assert limiter.ready_at(Cost(), 1.0) == 3600.0
+
+
+def test_what_was_reserved_too_much_comes_back_in_whatever_order_permits_were_dealt() -> None:
+    """A permit dealt for an earlier time than the one before it (the pace had just been given back) is settled as well."""
+    limiter = Limiter(Rates(tokens=1000), 0.0)
+    reserved, real = Cost(0.0, 100.0), Cost(0.0, 10.0)
+    for at in (5.0, 4.9, 5.0, 4.8):
+        limiter.take(reserved, at)
+    for at in (4.8, 5.0, 4.9, 5.0):
+        limiter.settle(at, reserved, real)
+    assert limiter.used(5.1)["tokens"] == pytest.approx(40.0)
+    limiter.take(reserved, 100.0)
+    limiter.settle(5.0, reserved, real)
+    assert limiter.used(100.1)["tokens"] == pytest.approx(100.0)

@@ -11,6 +11,7 @@ A provider counts when a request *arrives*. The window here is longer than the p
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections import deque
 from collections.abc import Iterable
@@ -101,6 +102,7 @@ class SlidingWindow:
         self._order: deque[int] = deque()
         self._total = 0.0
         self._next = now + burst_s
+        self._now = now
 
     @property
     def interval_s(self) -> float:
@@ -128,13 +130,18 @@ class SlidingWindow:
         self._next = max(self._next, at) + amount * self.interval_s
 
     def adjust(self, delta: float, at: float) -> None:
-        """Correct what was taken at ``at`` by ``delta`` once the real amount is known."""
-        bucket = int(at // self._width)
-        if bucket in self._sums:
-            delta = max(delta, -self._sums[bucket])
-            self._sums[bucket] += delta
-            self._total += delta
-            self._next += delta * self.interval_s
+        """Correct what was taken at ``at`` by ``delta`` once the real amount is known, unless it has left the window.
+
+        It stands in the first bucket from ``at`` on: an earlier time than the one before is counted with that.
+        """
+        place = bisect.bisect_left(self._order, int(at // self._width))
+        if place == len(self._order) or self._left(int(at // self._width), self._now):
+            return
+        bucket = self._order[place]
+        delta = max(delta, -self._sums[bucket])
+        self._sums[bucket] += delta
+        self._total += delta
+        self._next += delta * self.interval_s
 
     def hold_until(self, at: float) -> None:
         """Send nothing before ``at``, and catch nothing up then."""
@@ -165,8 +172,13 @@ class SlidingWindow:
         self._sums[bucket] += amount
         self._total += amount
 
+    def _left(self, bucket: int, now: float) -> bool:
+        """True when a bucket has left the window."""
+        return (bucket + 1) * self._width + self.length_s <= now
+
     def _expire(self, now: float) -> None:
-        while self._order and (self._order[0] + 1) * self._width + self.length_s <= now:
+        self._now = now
+        while self._order and self._left(self._order[0], now):
             self._total -= self._sums.pop(self._order.popleft())
         if not self._order:
             self._total = 0.0
@@ -257,6 +269,10 @@ class Limiter:
         """Give back a reservation that was never sent."""
         for (dimension, _), window in self._windows.items():
             window.adjust(-reserved.of(dimension), at)
+
+    def used(self, now: float) -> dict[Dimension, float]:
+        """What counts in each dimension's longest window at ``now``."""
+        return {name: window.used(now) for (name, length_s), window in self._windows.items() if length_s == self.rates.window_s}
 
     def answered(self, now: float) -> None:
         """Note a call that was not throttled; a slowed pace recovers by 1 % of the limit."""
