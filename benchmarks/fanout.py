@@ -20,13 +20,16 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,8 @@ from tunemill.llm.config import Limits, ModelConfig, Params, Price  # noqa: E402
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 RESULTS = ROOT / "results" / "fanout.jsonl"
 WARM_S = 10.0
+START_S = 90.0
+"""A peer gets this long to make its first call."""
 MIXED = ("throttle", "server_error", "unavailable", "gateway", "cut", "truncated", "empty", "error_200")
 
 
@@ -74,7 +79,7 @@ def rows_for(count: int, job: str = "a") -> list[dict[str, Any]]:
 
 def steady(mock: MockHandle, seconds: float) -> dict[str, Any]:
     """What the mock saw between the first ten seconds after its first request and the end of the run."""
-    records = [record for record in mock.records() if record["operation"]]
+    records = [record for record in mock.records() if record["outcome"] == "throttled" or record["paid"]]
     first = records[0]["time"]
     inside = [record for record in records if WARM_S < record["time"] - first <= seconds]
     answered = [record for record in inside if record["status"] == 200]
@@ -183,6 +188,9 @@ def one_setting(options: argparse.Namespace) -> dict[str, Any]:
     use = seen["answered"] / (options.rpm / 60 * seen["seconds"])
     if options.tpm is not None:
         use = max(use, seen["tokens"] / (options.tpm / 60 * seen["seconds"]))
+        # the mock, like OpenAI, holds max_tokens of a call until it has answered: what it holds too much nobody can use
+        held = (50 - config.answer_tokens) * 0.3 * math.exp(0.5**2 / 2) * seen["requests"] / seen["seconds"]
+        seen["possible"] = round(1 - held / options.tpm, 4)
     shares = {job: round(sum(item.startswith(job) for item in ids) / max(len(ids), 1), 3) for job in jobs}
     throttled = round(seen["throttled"] / max(seen["requests"], 1), 5)
     return {"use": round(use, 4), "throttled_share": throttled, **seen, "shares": shares}
@@ -196,58 +204,87 @@ def shut(cluster: Any) -> None:
     cluster.shutdown()
 
 
+LAYERS = ("bare", "caller", "budget", "journal")
+
+
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
-    """CPU seconds per call of each layer, in the calling process (steady against other load on the machine)."""
-    found: dict[str, Any] = {}
+    """CPU seconds per call of each layer while calls flow, the layers in turn in each of several rounds.
+
+    CPU time is steady against other load on the machine; start-up (imports, joining the cluster) is counted apart.
+    """
+    rounds: list[dict[str, dict[str, float]]] = []
     with (
         tempfile.TemporaryDirectory() as name,
         start_mock(MockConfig(latency=Latency(mean_s=0.05)), log=Path(os.devnull)) as mock,
+        local_ray(),
     ):
-        folder = Path(name)
         model = model_at(mock)
-        for layer in ("bare", "worker", "worker+journal"):
-            found[layer] = asyncio.run(_layer(layer, model, folder, options.rows))
-        found["ray"] = _ray_layer(model, folder, options.rows)
-    bare = found["bare"]["caller_ms"]
-    found["per_core"] = {layer: round(1000 / value["caller_ms"]) for layer, value in found.items() if "caller_ms" in value}
-    found["ratio"] = round(bare / found["ray"]["caller_ms"], 3)
-    return found
+        run_job("warm", rows_for(200, "w"), model, Path(name), workers=1)
+        for number in range(options.rounds):
+            folder = Path(name) / str(number)
+            found = {layer: asyncio.run(_layer(layer, model, folder, options.rows, f"{number}{layer}")) for layer in LAYERS}
+            found["ray"] = _ray_layer(model, mock, folder, options.rows, f"{number}ray")
+            rounds.append(found)
+            print({layer: value["caller_ms"] for layer, value in found.items()}, flush=True)
+    return {"rounds": len(rounds), **{layer: _spread([found[layer] for found in rounds]) for layer in (*LAYERS, "ray")}} | {
+        "ratio": _middle([found["bare"]["caller_ms"] / found["ray"]["caller_ms"] for found in rounds]),
+        "ratio_all": _middle([found["bare"]["caller_ms"] / found["ray"]["all_ms"] for found in rounds]),
+    }
 
 
-async def _layer(layer: str, model: ModelConfig, folder: Path, count: int) -> dict[str, float]:
+def _spread(found: list[dict[str, float]]) -> dict[str, list[float]]:
+    return {name: _middle([values[name] for values in found]) for name in found[0]}
+
+
+def _middle(values: list[float]) -> list[float]:
+    """Median, least, most."""
+    return [round(value, 4) for value in (statistics.median(values), min(values), max(values))]
+
+
+async def _layer(layer: str, model: ModelConfig, folder: Path, count: int, job: str) -> dict[str, float]:
+    from llm.harness import open_worker
+
+    rows = rows_for(count, job)
+    if layer == "bare":
+        return await _bare(model, rows)
+    budget = _NoBudget() if layer == "caller" else None
+    writer = None if layer == "journal" else _NoJournal()
+    async with open_worker(folder / layer, model, writer=writer, budget=budget) as worker:  # type: ignore[arg-type]
+        cpu, wall = time.process_time(), time.monotonic()
+        queue = iter([rows[i : i + 256] for i in range(0, count, 256)])
+
+        async def pull() -> None:
+            for block in queue:
+                await worker.call(block)
+
+        await asyncio.gather(*(pull() for _ in range(16)))
+        cpu_s, wall_s = time.process_time() - cpu, time.monotonic() - wall
+    return {"caller_ms": 1000 * cpu_s / count, "wall_per_s": count / wall_s}
+
+
+async def _bare(model: ModelConfig, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """256 requests in flight over the same HTTP client, and nothing else."""
     import httpx
     from httpx_aiohttp import AiohttpTransport
 
-    from llm.harness import open_worker
     from tunemill.llm.providers import provider_for
     from tunemill.llm.request import Prompt, keyed_request
 
-    rows = rows_for(count, f"{layer[-1]}")
-    if layer == "bare":
-        provider = provider_for("openai")
-        wires = [keyed_request(provider, model, Prompt.of(row["prompt"]))[1] for row in rows]
-        pool = httpx.Limits(max_connections=256, max_keepalive_connections=256)
-        headers = provider.auth_headers(model)
-        queue = iter(wires)
-        async with httpx.AsyncClient(transport=AiohttpTransport(limits=pool), timeout=60) as client:
+    provider = provider_for("openai")
+    queue = iter([keyed_request(provider, model, Prompt.of(row["prompt"]))[1] for row in rows])
+    pool = httpx.Limits(max_connections=256, max_keepalive_connections=256)
+    headers = provider.auth_headers(model)
+    async with httpx.AsyncClient(transport=AiohttpTransport(limits=pool), timeout=60) as client:
 
-            async def pull() -> None:
-                for wire in queue:
-                    response = await client.post(wire.url, content=wire.body, headers={**wire.headers, **headers})
-                    response.json()
+        async def pull() -> None:
+            for wire in queue:
+                response = await client.post(wire.url, content=wire.body, headers={**wire.headers, **headers})
+                response.json()
 
-            cpu, wall = time.process_time(), time.monotonic()
-            await asyncio.gather(*(pull() for _ in range(256)))
-    else:
-        async with open_worker(folder / layer, model, writer=None if "journal" in layer else _NoJournal()) as worker:
-            cpu, wall = time.process_time(), time.monotonic()
-            for at in range(0, count, 4000):
-                blocks = [rows[i : i + 16] for i in range(at, min(at + 4000, count), 16)]
-                await asyncio.gather(*(worker.call(block) for block in blocks))
-            cpu_s, wall_s = time.process_time() - cpu, time.monotonic() - wall
-        return {"caller_ms": round(1000 * cpu_s / count, 4), "wall_per_s": round(count / wall_s)}
-    cpu_s, wall_s = time.process_time() - cpu, time.monotonic() - wall
-    return {"caller_ms": round(1000 * cpu_s / count, 4), "wall_per_s": round(count / wall_s)}
+        cpu, wall = time.process_time(), time.monotonic()
+        await asyncio.gather(*(pull() for _ in range(256)))
+        cpu_s, wall_s = time.process_time() - cpu, time.monotonic() - wall
+    return {"caller_ms": 1000 * cpu_s / len(rows), "wall_per_s": len(rows) / wall_s}
 
 
 class _NoJournal:
@@ -263,43 +300,62 @@ class _NoJournal:
         """Nothing."""
 
 
-def _ray_layer(model: ModelConfig, folder: Path, count: int) -> dict[str, float]:
-    """The whole of Ray Data with one caller: CPU of the caller, of budget and ledger, and of the driver."""
+class _NoBudget:
+    """A budget that allows everything at once, to see what asking costs."""
+
+    async def join(self, *_: Any) -> Any:
+        """Everything."""
+        from tunemill.llm.messages import Grant
+
+        return Grant("open", epoch="e", quota=256)
+
+    report = lease = join
+
+    async def leave(self, caller: str) -> None:
+        """Nothing."""
+
+
+@contextlib.contextmanager
+def local_ray() -> Iterator[None]:
+    """A Ray of its own on this machine."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        namespace="tunemill",
-    )
+    options = {"address": "local", "num_cpus": 4, "include_dashboard": False, "log_to_driver": False}
+    ray.init(**options, logging_level=logging.ERROR, namespace="tunemill")
     quiet()
-    watch = Watch()
-    run_job("warm", rows_for(200, "w"), model, folder, workers=1)
-    driver = time.process_time()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _ray_layer(model: ModelConfig, mock: MockHandle, folder: Path, count: int, job: str) -> dict[str, float]:
+    """The whole of Ray Data with one caller: CPU of the caller, of budget and ledger, of the driver, of Ray's own processes."""
+    before = mock.stats().get("answered", 0)
+    watch = Watch(0.25, skip=mock.process.pid, answered=lambda: mock.stats().get("answered", 0) - before)
     watch.start()
-    answered, wall_s = run_job("ray", rows_for(count, "r"), model, folder, workers=1)
-    driver = time.process_time() - driver
+    answered, _ = run_job(job, rows_for(count, job), model, folder, workers=1)
     watch.stop()
-    ray.shutdown()
-    return {
-        "caller_ms": round(1000 * watch.cpu("ray::MapWorker") / answered, 4),
-        "budget_ms": round(1000 * (watch.cpu("ray::_BudgetActor") + watch.cpu("ray::_LedgerActor")) / answered, 4),
-        "driver_ms": round(1000 * driver / answered, 4),
-        "wall_per_s": round(answered / wall_s),
-    }
+    watch.keep(0.15 * answered, 0.95 * answered)
+    seconds, calls = watch.steady()
+    used = {title: 1000 * cpu_s / calls for title, cpu_s in watch.cpu().items()}
+    budget = sum(used.pop(f"ray::{name}", 0.0) for name in ("_BudgetActor", "_LedgerActor"))
+    caller, driver = used.pop("ray::MapWorker"), used.pop("driver")
+    found = {"caller_ms": caller, "budget_ms": budget, "driver_ms": driver, "ray_ms": sum(used.values())}
+    return {**found, "all_ms": sum(found.values()), "wall_per_s": calls / seconds, "start_s": watch.start_cpu_s("ray::MapWorker")}
 
 
 class Watch(threading.Thread):
-    """Samples CPU time and memory of this process's Ray workers by their names."""
+    """Samples CPU time and memory of this process and of its Ray processes by their names."""
 
-    def __init__(self, every_s: float = 0.5) -> None:
+    def __init__(self, every_s: float = 0.5, *, skip: int = 0, answered: Callable[[], int] = int) -> None:
         super().__init__(daemon=True)
-        self._every_s = every_s
+        self._every_s, self._skip, self._answered = every_s, skip, answered
         self._done = threading.Event()
-        self._cpu: dict[tuple[int, str], tuple[float, float]] = {}
+        self._cpu: dict[tuple[int, str], float] = {}
+        self._before: dict[int, float] = {}
+        self.samples: list[tuple[float, int, dict[str, float]]] = []
+        """(time, calls answered, CPU seconds by name)"""
         self.memory: list[tuple[float, dict[str, float]]] = []
 
     def run(self) -> None:
@@ -308,21 +364,26 @@ class Watch(threading.Thread):
 
         began = time.monotonic()
         me = psutil.Process()
+        for process in me.children(recursive=True):
+            self._before[process.pid] = sum(process.cpu_times()[:2])
         while not self._done.wait(self._every_s):
             now: dict[str, float] = {"driver": me.memory_info().rss / 2**20}
+            answered = self._answered()
+            self._cpu[me.pid, "driver"] = time.process_time()
             for process in me.children(recursive=True):
+                if process.pid == self._skip:
+                    continue
                 try:
-                    title = " ".join(process.cmdline()).split("(")[0]
-                    if not title.startswith(("ray::MapWorker", "ray::_BudgetActor", "ray::_LedgerActor")):
-                        continue
-                    used = sum(process.cpu_times()[:2])
+                    title = " ".join(process.cmdline()).split("(")[0].split(".")[0].split(" ")[0].rsplit("/", 1)[-1]
+                    self._cpu[process.pid, title] = sum(process.cpu_times()[:2]) - self._before.get(process.pid, 0.0)
                     private = process.memory_info().rss - process.memory_info().shared
                 except psutil.Error:
                     continue
-                title = title.split(".")[0].split(" ")[0]
-                first, _ = self._cpu.setdefault((process.pid, title), (used, used))
-                self._cpu[process.pid, title] = (first, used)
                 now[title] = max(now.get(title, 0.0), private / 2**20)
+            totals: dict[str, float] = {}
+            for (_, title), cpu_s in self._cpu.items():
+                totals[title] = totals.get(title, 0.0) + cpu_s
+            self.samples.append((time.monotonic(), answered, totals))
             self.memory.append((time.monotonic() - began, now))
 
     def stop(self) -> None:
@@ -330,33 +391,36 @@ class Watch(threading.Thread):
         self._done.set()
         self.join()
 
-    def cpu(self, title: str) -> float:
-        """CPU seconds of all processes of that name while this watched."""
-        return sum(last - first for (_, name), (first, last) in self._cpu.items() if name == title)
+    def keep(self, first: float, last: float) -> None:
+        """Keep the samples between two numbers of answered calls, and those before the first for :meth:`start_cpu_s`."""
+        self._early = next(sample for sample in self.samples if sample[1] > 0)
+        self.samples = [sample for sample in self.samples if first <= sample[1] <= last]
+
+    def steady(self) -> tuple[float, int]:
+        """Seconds and calls that the kept samples span."""
+        return self.samples[-1][0] - self.samples[0][0], self.samples[-1][1] - self.samples[0][1]
+
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds of each name over the kept samples."""
+        first, last = self.samples[0][2], self.samples[-1][2]
+        return {title: value - first.get(title, 0.0) for title, value in last.items()}
+
+    def start_cpu_s(self, title: str) -> float:
+        """CPU seconds of a name until calls were answered."""
+        return self._early[2].get(title, 0.0)
 
 
 def memory(options: argparse.Namespace) -> dict[str, Any]:
     """Memory of every process over a long run."""
-    import ray
-
     with (
         tempfile.TemporaryDirectory() as name,
         start_mock(MockConfig(latency=Latency(mean_s=0.05)), log=Path(os.devnull)) as mock,
+        local_ray(),
     ):
-        ray.init(
-            address="local",
-            num_cpus=4,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            namespace="tunemill",
-        )
-        quiet()
-        watch = Watch(2.0)
+        watch = Watch(2.0, skip=mock.process.pid)
         watch.start()
         answered, wall_s = run_job("m", rows_for(options.rows), model_at(mock), Path(name), workers=1)
         watch.stop()
-        ray.shutdown()
     points = [watch.memory[round(i * (len(watch.memory) - 1) / 10)] for i in range(1, 11)]
     curve = [
         {"share": (i + 1) / 10, "seconds": round(at), **{k: round(v) for k, v in use.items()}}
@@ -408,25 +472,29 @@ async def _through_worker(model: ModelConfig, folder: Path, count: int, job: str
 
 
 def peer(options: argparse.Namespace) -> dict[str, Any]:
-    """A peer at a request limit, in as many processes as callers."""
+    """A peer at a request limit, in as many processes as callers; time counts from its first call."""
     limit = Limit(rpm=options.rpm)
     python = options.python or sys.executable
     count = int(options.rpm / 60 * (options.seconds + 20) / options.callers) + 20
-    with start_mock(MockConfig(limits={"*": limit}, latency=Latency(kind="lognormal", mean_s=0.3))) as mock:
+    config = MockConfig(limits={"*": limit}, latency=Latency(kind="lognormal", mean_s=0.3))
+    with start_mock(config) as mock, tempfile.TemporaryFile() as log:
         command = [python, str(ROOT / "fanout_peers.py"), options.peer, mock.url, str(options.rpm), str(count)]
-        running = [
-            subprocess.Popen([*command, str(i)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            for i in range(options.callers)
-        ]
-        deadline = time.monotonic() + options.seconds + 60
+        running = [subprocess.Popen([*command, str(i)], stdout=log, stderr=log) for i in range(options.callers)]
+        deadline = time.monotonic() + options.seconds + START_S
+        first = None
         while any(process.poll() is None for process in running) and time.monotonic() < deadline:
             time.sleep(0.5)
-            seen = mock.records()
-            if seen and time.time() - seen[0]["time"] > options.seconds + 2:
+            first = first or (time.monotonic() if mock.stats().get("answered") else None)
+            if first is not None and time.monotonic() - first > options.seconds + 2:
                 break
         for process in running:
             process.kill()
             process.wait()
+        if first is None:
+            log.seek(0)
+            raise SystemExit(
+                f"{options.peer} made no call within {options.seconds + START_S:.0f} s: {log.read().decode()[-4000:]}"
+            )
         found = steady(mock, options.seconds)
         everything = mock.stats()
     found.pop("ids")
@@ -435,15 +503,19 @@ def peer(options: argparse.Namespace) -> dict[str, Any]:
     return {"use": round(use, 4), **found, "throttled_of_all_calls": round(share, 4)}
 
 
+SETTINGS = {
+    "limits": ("rpm", "tpm", "callers", "jobs", "seconds"),
+    "overhead": ("rows", "rounds"),
+    "memory": ("rows",),
+    "faults": ("rows",),
+    "peer": ("peer", "rpm", "callers", "seconds"),
+}
+
+
 def record(options: argparse.Namespace, found: dict[str, Any]) -> None:
     """Add one line to the results."""
-    settings = {key: value for key, value in vars(options).items() if value is not None and key not in ("python", "lock", "only")}
-    line = {
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "load": round(os.getloadavg()[0], 1),
-        "settings": settings,
-        "found": found,
-    }
+    settings = {"what": options.what} | {name: getattr(options, name) for name in SETTINGS[options.what]}
+    line = {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "settings": settings, "found": found}
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("a") as file:
         file.write(json.dumps(line) + "\n")
@@ -460,6 +532,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=75)
     parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--rounds", type=int, default=5, help="of overhead; each measures every layer once")
     parser.add_argument("--peer", choices=("bucket", "curator", "raydata"))
     parser.add_argument("--python", help="interpreter that has the peer installed")
     parser.add_argument("--lock", help="file to lock while a setting of the suite is measured")
@@ -471,7 +544,7 @@ def main() -> None:
     if options.what == "report":
         from fanout_report import write_report
 
-        write_report(RESULTS, RESULTS.with_suffix(".md"), f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
+        write_report(RESULTS, RESULTS.with_suffix(".md"), f"{platform.machine()}, {os.cpu_count()} cores")
         return
     record(
         options, {"limits": limits, "overhead": overhead, "memory": memory, "faults": faults, "peer": peer}[options.what](options)

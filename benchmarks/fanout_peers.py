@@ -53,6 +53,8 @@ async def bucket(url: str, rpm: float, rows: int, number: str) -> None:
 def curator(url: str, rpm: float, rows: int, number: str) -> None:
     """bespokelabs-curator's online backend."""
     os.environ |= {"OPENAI_API_KEY": "mock-secret-key", "CURATOR_CACHE_DIR": tempfile.mkdtemp(), "TELEMETRY_ENABLED": "false"}
+    # without these it waits for GitHub and for its telemetry's host before the first call
+    os.environ |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "POSTHOG_DISABLED": "1", "CURATOR_DISABLE_RICH_DISPLAY": "1"}
     from bespokelabs import curator as library
 
     class Ask(library.LLM):

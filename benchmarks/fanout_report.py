@@ -9,22 +9,28 @@ from typing import Any
 __all__ = ["write_report"]
 
 
+# What tells one measurement from another; of several runs of one the newest counts.
+_IDENTITY = ("what", "rpm", "tpm", "callers", "jobs", "peer")
+_NEEDED = {"limits": _IDENTITY, "peer": ("what", "peer", "rpm", "callers")}
+_PEERS = {"bucket": "token bucket per process", "curator": "bespokelabs-curator", "raydata": "Ray Data LLM HTTP processor"}
+
+
 def write_report(results: Path, report: Path, hardware: str) -> None:
     """Tables of limit use, peers, overhead, faults and memory."""
-    latest: dict[str, dict[str, Any]] = {}
+    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for text in results.read_text().splitlines():
         line = json.loads(text)
-        latest[json.dumps(line["settings"], sort_keys=True)] = line
+        settings = line["settings"]
+        latest[tuple(settings.get(name) for name in _NEEDED.get(settings["what"], ("what",)))] = line
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for line in latest.values():
         by_kind.setdefault(line["settings"]["what"], []).append(line)
     days = sorted({line["at"][:10] for line in latest.values()})
-    loads = sorted(line["load"] for line in latest.values())
     lines = [
         "# Fan-out of rate-limited calls",
         "",
-        f"{', '.join(days)}; {hardware}; shared with other work (load average {loads[0]:g} to {loads[-1]:g}),",
-        "so wall-clock figures are floors. The mock's own sliding window judges; commands are in `benchmarks/fanout.py`.",
+        f"{', '.join(days)}; {hardware}, which callers, Ray and the mock share; nothing else ran beside a measurement.",
+        "The mock's own sliding window judges. Commands: `benchmarks/fanout.py`; the newest run of each setting is shown.",
         "",
         *_limits(by_kind.get("limits", [])),
         *_peers(by_kind.get("peer", [])),
@@ -32,7 +38,8 @@ def write_report(results: Path, report: Path, hardware: str) -> None:
         *_faults(by_kind.get("faults", [])),
         *_memory(by_kind.get("memory", [])),
     ]
-    report.write_text("\n".join(lines) + "\n")
+    notes = report.with_name("fanout-notes.md")
+    report.write_text("\n".join(lines) + (f"\n{notes.read_text()}" if notes.exists() else "\n"))
 
 
 def _limits(found: list[dict[str, Any]]) -> list[str]:
@@ -42,16 +49,18 @@ def _limits(found: list[dict[str, Any]]) -> list[str]:
         "Two simulated nodes, answers after a lognormal 0.3 s, counted from the tenth second on.",
         "Goal: use >= 99 %, throttled <= 0.1 %.",
         "",
-        "| limit | callers | jobs | use of the limit | throttled | share of each job | load |",
-        "|---|---|---|---|---|---|---|",
+        "| limit | callers | jobs | use of the limit | answered / throttled | share of each job |",
+        "|---|---|---|---|---|---|",
     ]
-    for line in found:
+    order = sorted(found, key=lambda line: [line["settings"].get(name) or 0 for name in ("tpm", "jobs", "rpm", "callers")])
+    for line in order:
         settings, seen = line["settings"], line["found"]
         limit = f"{settings['tpm']:,.0f} tokens/min" if settings.get("tpm") else f"{settings['rpm']:,.0f} requests/min"
-        shares = " / ".join(f"{share:.0%}" for share in seen["shares"].values())
+        shares = " / ".join(f"{share:.1%}" for share in seen["shares"].values())
+        possible = f" (of {seen['possible']:.1%} possible)" if "possible" in seen else ""
         lines.append(
-            f"| {limit} | {settings['callers']} | {settings['jobs']} | {seen['use']:.1%} | {seen['throttled_share']:.2%} "
-            f"| {shares} | {line['load']:g} |"
+            f"| {limit} | {settings['callers']} | {settings['jobs']} | {seen['use']:.1%}{possible} "
+            f"| {seen['answered']:,} / {seen['throttled']:,} | {shares} |"
         )
     return [*lines, ""]
 
@@ -59,18 +68,19 @@ def _limits(found: list[dict[str, Any]]) -> list[str]:
 def _peers(found: list[dict[str, Any]]) -> list[str]:
     if not found:
         return []
-    names = {"bucket": "token bucket per process", "curator": "bespokelabs-curator", "raydata": "Ray Data LLM HTTP processor"}
     lines = [
         "## Peers on the same mock",
         "",
-        "| peer | limit | processes | use | throttled, of all calls | load |",
-        "|---|---|---|---|---|---|",
+        "Each process is told the account's whole limit, as nothing tells it of the others.",
+        "",
+        "| peer | limit | processes | use | throttled, of all calls |",
+        "|---|---|---|---|---|",
     ]
-    for line in found:
+    for line in sorted(found, key=lambda line: [line["settings"][name] for name in ("rpm", "peer", "callers")]):
         settings, seen = line["settings"], line["found"]
         lines.append(
-            f"| {names[settings['peer']]} | {settings['rpm']:,.0f} requests/min | {settings['callers']} | {seen['use']:.1%} "
-            f"| {seen['throttled_of_all_calls']:.1%} | {line['load']:g} |"
+            f"| {_PEERS[settings['peer']]} | {settings['rpm']:,.0f} requests/min | {settings['callers']} | {seen['use']:.1%} "
+            f"| {seen['throttled_of_all_calls']:.1%} |"
         )
     return [*lines, ""]
 
@@ -78,30 +88,42 @@ def _peers(found: list[dict[str, Any]]) -> list[str]:
 def _overhead(found: list[dict[str, Any]]) -> list[str]:
     if not found:
         return []
-    seen = found[-1]["found"]
-    bare = seen["bare"]["caller_ms"]
+    seen, settings = found[-1]["found"], found[-1]["settings"]
+    bare = seen["bare"]["caller_ms"][0]
     lines = [
         "## CPU of a call without limits",
         "",
-        "CPU time of the calling process for each call (independent of other load), 256 in flight, answers after 50 ms. "
+        f"CPU time of the calling process for each call while calls flow, 256 in flight, answers after 50 ms, "
+        f"{settings['rows']:,} calls; median (least to most) of {seen['rounds']} rounds, the layers in turn in each.",
         "Goal: >= 0.8 of the bare loop's requests per second and core.",
         "",
-        "| | CPU ms per call | calls/s per core | of the bare loop |",
-        "|---|---|---|---|",
+        "| | CPU ms per call | calls/s per core | of the bare loop | calls/s reached |",
+        "|---|---|---|---|---|",
     ]
     names = {
         "bare": "bare loop over httpx on aiohttp",
-        "worker": "caller, budget in process, no journal",
-        "worker+journal": "with journal",
+        "caller": "our caller, no budget, no journal",
+        "budget": "with the budget, in process",
+        "journal": "with the journal",
+        "ray": "with Ray: actor pool, budget and ledger actors",
     }
-    names["ray"] = "with Ray Data, budget and ledger actors"
     for layer, name in names.items():
-        value = seen[layer]["caller_ms"]
-        lines.append(f"| {name} | {value:.3f} | {1000 / value:,.0f} | {bare / value:.2f} |")
-    ray = seen["ray"]
+        value, least, most = seen[layer]["caller_ms"]
+        lines.append(
+            f"| {name} | {value:.3f} ({least:.3f} to {most:.3f}) | {1000 / value:,.0f} | {bare / value:.2f} "
+            f"| {seen[layer]['wall_per_s'][0]:,.0f} |"
+        )
+    own = {layer: seen[layer]["caller_ms"][0] for layer in names}
+    ray = {name: value[0] for name, value in seen["ray"].items()}
     lines += [
         "",
-        f"Outside the caller: budget and ledger actors {ray['budget_ms']:.3f} ms, driver {ray['driver_ms']:.3f} ms per call.",
+        f"Ratio with Ray, by round: {seen['ratio'][0]:.2f} ({seen['ratio'][1]:.2f} to {seen['ratio'][2]:.2f}). Of the "
+        f"caller's {own['ray']:.3f} ms: budget {own['budget'] - own['caller']:.3f}, "
+        f"journal {own['journal'] - own['budget']:.3f}, "
+        f"Ray {own['ray'] - own['journal']:.3f}.",
+        f"Outside the caller: budget and ledger actors {ray['budget_ms']:.3f} ms, driver {ray['driver_ms']:.3f} ms, "
+        f"Ray's own processes and tasks {ray['ray_ms']:.3f} ms; with them {ray['all_ms']:.3f} ms in all, "
+        f"{seen['ratio_all'][0]:.2f} of the bare loop. A caller's start takes {ray['start_s']:.1f} s of CPU, once.",
         "",
     ]
     return lines
