@@ -1,12 +1,14 @@
 """kill -9 of callers, budget actors, drivers and nodes at random moments: ``python benchmarks/chaos.py --seeds 20``.
 
-Adds a line for each round to benchmarks/results/chaos.jsonl and rewrites chaos.md; exits with 1 where a promise was broken.
+``--journal s3`` keeps the journal in a bucket of moto's server instead of a folder. Adds a line for each round to
+benchmarks/results/chaos.jsonl and rewrites chaos.md; exits with 1 where a promise was broken.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -17,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent
 sys.path[:0] = [str(ROOT.parent / "tests")]
 
-from llm.chaos import CONCURRENCY, KINDS, ROWS, Round, arena  # noqa: E402
+from llm.chaos import CONCURRENCY, KINDS, ROWS, WINDOW_S, Round, arena  # noqa: E402
 
 RESULTS = ROOT / "results" / "chaos.jsonl"
 
@@ -27,10 +29,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first", type=int, default=100)
+    parser.add_argument("--journal", choices=("disk", "s3"), default="disk")
     options = parser.parse_args()
     RESULTS.parent.mkdir(exist_ok=True)
     good = True
-    with tempfile.TemporaryDirectory() as folder, arena(Path(folder)) as made:
+    with tempfile.TemporaryDirectory() as folder, arena(Path(folder), options.journal) as made:
         for seed in range(options.first, options.first + options.seeds):
             played = made.play(KINDS[seed % len(KINDS)], seed)
             good &= played.good
@@ -44,30 +47,35 @@ def main() -> None:
 
 
 def write_table() -> None:
-    """One line for each kind of victim, over all recorded rounds."""
-    rounds = []
+    """One line for each kind of victim and journal, over the latest round of each seed."""
+    rounds: dict[tuple[str, int], tuple[str, Round]] = {}
     for line in RESULTS.read_text().splitlines():
         values = json.loads(line)
         at = values.pop("at")
-        rounds.append((at, Round(**values)))
+        played = Round(**values)
+        rounds[played.journal, played.seed] = (at, played)
+    days = sorted({at[:10] for at, _ in rounds.values()})
     lines = [
         "# kill -9",
         "",
-        f"`python benchmarks/chaos.py`, {rounds[-1][0][:10]}, {os.cpu_count()} cores shared with other work.",
-        f"Each round: {ROWS} rows,",
-        f"{CONCURRENCY} calls in flight at most, a head and two worker nodes (simulated), one SIGKILL at a random moment.",
+        f"`python benchmarks/chaos.py`, for S3 with `--journal s3`; {' and '.join(days)}, {os.cpu_count()} cores.",
+        f"Each round: {ROWS} rows, {CONCURRENCY} calls in flight at most, a head and two worker nodes (simulated, each with a",
+        "scratch folder of its own that is deleted with it), one SIGKILL at a random moment. Promises: every row is answered, no",
+        "answer that counted is lost, calls paid twice are no more than the calls in flight (with the journal on S3:",
+        f"plus the answers of the last {WINDOW_S:g} s, whose segment may not have been written), and each of them is listed.",
         "",
-        "| killed | rounds | rows answered | counted answers lost | paid twice (most in a round) | of those not listed "
+        "| journal | killed | rounds | rows answered | counted answers lost | paid twice (most in a round) | of those not listed "
         "| rounds that kept every promise |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for kind in KINDS:
-        some = [played for _, played in rounds if played.kind == kind]
+    for journal, kind in itertools.product(("disk", "s3"), KINDS):
+        some = [played for _, played in rounds.values() if (played.journal, played.kind) == (journal, kind)]
         if not some:
             continue
         twice = [played.paid_twice for played in some]
         lines.append(
-            f"| {kind} | {len(some)} | {sum(p.rows for p in some)} of {ROWS * len(some)} "
+            f"| {'folder' if journal == 'disk' else 'S3 (moto)'} | {kind} | {len(some)} "
+            f"| {sum(p.rows for p in some)} of {ROWS * len(some)} "
             f"| {sum(p.lost for p in some)} | {sum(twice)} ({max(twice)}) "
             f"| {sum(p.unlisted for p in some)} | {sum(p.good for p in some)} of {len(some)} |"
         )

@@ -3,7 +3,7 @@
 Each round: a driver in its own process calls a mock through two worker nodes, a victim is killed with
 SIGKILL at a random moment (a caller actor, a budget actor, the driver, or a whole node together with its
 scratch folder), the driver is started again where it died, and the outcome is compared with what the mock
-says was paid.
+says was paid. The journal is a folder that outlives every victim, or a bucket of moto's S3 server.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ from mock_provider import Latency, MockConfig, MockHandle, start_mock
 KINDS = ("caller", "budget", "driver", "node")
 CONCURRENCY = 8
 ROWS = 160
+WINDOW_S = 1.0
+"""On an object store, answers that came within this time before a kill may be lost with their segment."""
+BUCKET = "chaos"
 _NAMES = {"caller": "ray::MapWorker", "budget": "ray::_BudgetActor"}
 
 
@@ -41,6 +44,9 @@ class Round:
     killed_after: int
     in_flight: int
     counted_before: int
+    journal: str = "disk"
+    window: int = 0
+    """Answers of the last segment window before the kill; none on a disk, where each counts when it is written."""
     seconds: float = 0.0
     rows: int = 0
     lost: int = 0
@@ -51,16 +57,17 @@ class Round:
     @property
     def good(self) -> bool:
         """Every promise was kept."""
-        return self.rows == ROWS and not self.lost and not self.unlisted and self.paid_twice <= CONCURRENCY
+        return self.rows == ROWS and not self.lost and not self.unlisted and self.paid_twice <= CONCURRENCY + self.window
 
 
 class Arena:
-    """A cluster of a head and two worker nodes, with a mock."""
+    """A cluster of a head and two worker nodes, with a mock, and moto's server where the journal is on an object store."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, journal: str = "disk") -> None:
         from ray.cluster_utils import Cluster
 
-        self.folder = folder
+        self.folder, self.journal = folder, journal
+        self.store = _object_store() if journal == "s3" else None
         os.environ["MOCK_KEY"] = "mock-secret-key"
         self.mock: MockHandle = start_mock(MockConfig(latency=Latency(kind="lognormal", mean_s=0.15)))
         self.cluster = Cluster(
@@ -80,6 +87,8 @@ class Arena:
         """Stop everything that this started."""
         self.cluster.shutdown()
         self.mock.stop()
+        if self.store is not None:
+            self.store.stop()
 
     def play(self, kind: str, seed: int) -> Round:
         """One round."""
@@ -90,27 +99,35 @@ class Arena:
         driver = self.drive(home, seed)
         threshold = draw.randrange(10, ROWS - 40)
         paid_at_start = self.mock.stats().get("paid", 0)
-        while self.mock.stats().get("paid", 0) - paid_at_start < threshold:
+        ended: deque[tuple[float, int]] = deque()
+        pause_until = float("inf")
+        while time.monotonic() < pause_until:
             if driver.poll() is not None:
                 raise RuntimeError(f"the driver ended early: {(home / 'driver.log').read_text()[-3000:]}")
+            stats, now = self.mock.stats(), time.monotonic()
+            ended.append((now, stats.get("requests", 0) - stats["in_flight"]))
+            while ended[0][0] < now - WINDOW_S:
+                ended.popleft()
+            if pause_until == float("inf") and stats.get("paid", 0) - paid_at_start >= threshold:
+                pause_until = now + draw.random() * 0.2
             time.sleep(0.02)
-        time.sleep(draw.random() * 0.2)
-        in_flight = self.mock.stats()["in_flight"]
+        in_flight = stats["in_flight"]
         self.kill(kind, driver, draw)
+        counted = counted_rows(home)
         if kind == "driver":
-            counted = counted_rows(home)
             driver = self.drive(home, seed)
-        else:
-            counted = counted_rows(home)
         if driver.wait(timeout=240) != 0:
             raise RuntimeError(f"{kind} {seed}: the driver failed: {(home / 'driver.log').read_text()[-3000:]}")
         played = Round(kind=kind, seed=seed, killed_after=threshold, in_flight=in_flight, counted_before=len(counted))
+        played.journal = self.journal
+        played.window = ended[-1][1] - ended[0][1] if self.journal == "s3" else 0
         played.seconds = time.monotonic() - began
         return judged(played, home, counted, self.mock.paid_prompts() - before)
 
     def drive(self, home: Path, seed: int) -> subprocess.Popen[bytes]:
         """Start (again) the driver of a round."""
-        command = [sys.executable, "-m", "llm.chaos", self.cluster.address, str(home), self.mock.url, str(seed)]
+        journal = str(home / "journal") if self.store is None else f"s3://{BUCKET}/{home.name}"
+        command = [sys.executable, "-m", "llm.chaos", self.cluster.address, str(home), self.mock.url, str(seed), journal]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "RAY_LOG_TO_DRIVER": "0"}
         with (home / "driver.log").open("ab") as log:
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -154,6 +171,20 @@ def judged(played: Round, home: Path, counted: dict[str, str], paid: Counter[str
     return played
 
 
+def _object_store() -> Any:
+    """moto's S3 server with a bucket; this process and all that it starts are pointed to it."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
+    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=BUCKET)
+    return server
+
+
 def processes_of(node: Any) -> list[psutil.Process]:
     """The raylet of a node and its workers."""
     found = []
@@ -185,16 +216,16 @@ def counted_rows(home: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def arena(folder: Path) -> Iterator[Arena]:
+def arena(folder: Path, journal: str = "disk") -> Iterator[Arena]:
     """An arena that is taken down at the end."""
-    made = Arena(folder)
+    made = Arena(folder, journal)
     try:
         yield made
     finally:
         made.close()
 
 
-def main(address: str, home: Path, url: str, seed: int) -> None:
+def main(address: str, home: Path, url: str, seed: int, journal: str) -> None:
     """The driver of a round: calls all rows and writes what it received as it comes."""
     import logging
 
@@ -224,9 +255,7 @@ def main(address: str, home: Path, url: str, seed: int) -> None:
     ]
     prompts: dict[str, str] = {}
     received: dict[str, str] = {}
-    with open_calls(
-        models=(model,), journal=str(home / "journal"), job=f"chaos-{seed}", progress=Progress(quiet=True), workers=2
-    ) as calls:
+    with open_calls(models=(model,), journal=journal, job=f"chaos-{seed}", progress=Progress(quiet=True), workers=2) as calls:
         source = ray.data.from_items(rows, override_num_blocks=ROWS // 8)
         with (home / "counted.jsonl").open("a") as counted:
             for batch in calls.rows(source).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -243,4 +272,4 @@ def main(address: str, home: Path, url: str, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), sys.argv[5])
