@@ -6,6 +6,7 @@
     python benchmarks/neardup.py peers    --data sgd_sharegpt.jsonl.gz --rows 30000 --semhash-python peers/bin/python
     python benchmarks/neardup.py hot      --rows 50000
     python benchmarks/neardup.py memory   --rows 1000000
+    python benchmarks/neardup.py paper    --data sgd_sharegpt.jsonl.gz --rows 231005 --threshold 0.95
     python benchmarks/neardup.py gpu      --rows 1000000
 
 Without --data the vectors are synthetic clusters. Each line gives wall seconds and, in brackets, processor
@@ -33,7 +34,7 @@ from tunemill.dedup.engine import all_pairs
 from tunemill.dedup.hot import find_hot, summarise
 from tunemill.dedup.join import join
 from tunemill.dedup.pairs import Pairs, Vectors, unique_pairs
-from tunemill.dedup.plan import plan_search
+from tunemill.dedup.plan import choose, plan_search
 from tunemill.dedup.search import in_process, lay_out_shards, search
 from tunemill.dedup.sketch import SLACK
 from tunemill.dedup.survivors import components, greedy, one_per_component, orphans, rank_of
@@ -48,7 +49,7 @@ MOST_TILES = 10_000
 def main() -> None:
     """Run one of the comparisons."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["speed", "identity", "sweep", "peers", "hot", "memory", "gpu"])
+    parser.add_argument("what", choices=["speed", "identity", "sweep", "peers", "hot", "memory", "paper", "gpu"])
     parser.add_argument("--data", type=Path, help="ShareGPT JSONL (.gz); its distinct utterances are embedded once")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()), help="where embedded vectors are kept")
     parser.add_argument("--rows", type=int, nargs="+", default=[30_000])
@@ -387,6 +388,22 @@ def memory(arguments: argparse.Namespace) -> None:
             print(
                 f"searched in {wall:.1f} s ({cpu:.1f} core s), peak {peak / 1e6:.2f} GB, input {before / 1e6:.2f}; {plan.shown}"
             )
+
+
+def paper(arguments: argparse.Namespace) -> None:
+    """What 10^7 and 10^8 rows like these would take: the cost model, corrected by its error on the rows at hand."""
+    x = vectors_of(arguments, arguments.rows[0])
+    sample = x[np.random.default_rng(0).choice(len(x), min(len(x), 8192), replace=False)]
+    for threshold in arguments.threshold:
+        expected = choose(sample, threshold, len(x)).expected_core_s
+        error = float(np.median([timed(all_pairs, x, threshold)[2] for _ in range(arguments.rounds)])) / expected
+        print(f"t = {threshold}: measured / expected core seconds of {len(x):,} rows: {error:.2f}")
+        for rows in (10**6, 10**7, 10**8):
+            there = choose(sample, threshold, rows)
+            hours, brute = (s * error / 3600 for s in (there.expected_core_s, there.brute_force_core_s))
+            how = f"{there.cells} cells, width {there.width}, {there.copies:.1f} copies"
+            size = f"{rows * x.shape[1] * 4 / 1e9:,.0f} GB of vectors"
+            print(f"  {rows:,} rows: {hours:,.2f} core hours ({how}), sketched brute force {brute:,.0f}, {size}")
 
 
 def gpu(arguments: argparse.Namespace) -> None:

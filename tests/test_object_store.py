@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
+from tunemill.embed.cache import VectorCache, text_keys
 from tunemill.store import Location, StageStore
 
 JOBS = Path(__file__).parents[1] / "jobs"
@@ -58,6 +60,21 @@ def test_a_stage_runs_from_bucket_to_bucket(bucket: str) -> None:
     refused = _split(*flags[:-1], "0.3")
     assert refused.returncode == 2
     assert "test_fraction: 0.2 -> 0.3" in refused.stderr
+
+
+def test_vectors_are_remembered_in_a_bucket(bucket: str) -> None:
+    """A later process finds the vectors of an earlier one, and nothing of a segment without its keys."""
+    folder = Location(f"{bucket}/vectors")
+    keys, vectors = text_keys(["a", "b", "c"]), np.arange(6, dtype=np.float32).reshape(3, 2)
+    cache = VectorCache(folder, "space")
+    cache.put(keys[:2], vectors[:2], np.array([3, 4]), np.array([False, True]))
+    cache.put(keys[2:], vectors[2:], np.array([5]), np.array([False]))
+    known, found, n_tokens, cut = VectorCache(folder, "space").get(text_keys(["c", "x", "b"]), 2)
+    assert (known.tolist(), found.tolist(), n_tokens.tolist(), cut.tolist()) == ([0, 2], [[4, 5], [2, 3]], [5, 4], [False, True])
+    for file in folder.files():
+        if file.name.endswith(".keys.npy"):
+            file.delete()
+    assert len(VectorCache(folder, "space").get(keys, 2)[0]) == 0
 
 
 def _read(file: Location) -> list[object]:

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,10 +23,11 @@ from tunemill.dedup.plan import SearchPlan, plan_search
 from tunemill.dedup.search import Found, in_process, search
 from tunemill.dedup.shards import Shard, cut, plan_bytes, read_plan
 from tunemill.errors import ConfigError
-from tunemill.store import Location
+from tunemill.store import Location, StageStore
 
 from .corpora import CORPUS, corpus
 
+ROOT = Path(__file__).parents[2]
 THRESHOLD = 0.9
 
 
@@ -65,6 +68,32 @@ def test_a_search_killed_in_the_middle_goes_on_with_the_missing_shards(tmp_path:
     assert found.facts["shards_resumed"] == 3
     undisturbed, _ = toy_search(tmp_path / "b", 6)
     assert as_list(found.pairs) == as_list(undisturbed.pairs)
+
+
+def test_the_command_killed_in_the_middle_of_the_search_goes_on(tmp_path: Path) -> None:
+    """``kill -9`` of ``tunemill dedup`` and all its processes once a shard is on file: the rest runs, the pairs are the same."""
+    vectors = corpus(rows=4000, dims=64, centres=400, spread=0.25, copies=5, seed=2)
+    ids = [f"r{i}" for i in range(len(vectors))]
+    pq.write_table(pa.table({"id": ids, "embedding": list(vectors)}), tmp_path / "vectors.parquet")
+
+    def dedup(output: str) -> subprocess.Popen[bytes]:
+        command = [str(ROOT / "jobs/dedup.py"), "--input", "vectors.parquet", "--output", output, "--threshold", "0.9"]
+        return subprocess.Popen([sys.executable, *command, "--shards", "40"], cwd=tmp_path, start_new_session=True)
+
+    killed = dedup("killed")
+    while not list((tmp_path / "killed").glob("ledger/*/shard-*.parquet")):
+        assert killed.poll() is None
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    shown = {}
+    for output in ("killed", "undisturbed"):
+        assert dedup(output).wait(timeout=120) == 0
+        store = StageStore(Location(str(tmp_path / output)))
+        manifest = store.read_manifest()
+        assert manifest is not None
+        shown[output] = pa.concat_tables(pq.read_table(file.path) for file in store.committed("pairs")), manifest.details
+    assert shown["killed"][0].equals(shown["undisturbed"][0])
+    assert shown["killed"][1]["engine"]["shards_resumed"] >= 1
 
 
 @pytest.mark.parametrize("cells", [0, 10])

@@ -10,7 +10,7 @@ import numpy as np
 from tunemill.dedup.config import DedupConfig
 from tunemill.dedup.pairs import Pairs, Vectors, unique_pairs
 from tunemill.dedup.sketch import SLACK
-from tunemill.dedup.threads import cores
+from tunemill.dedup.threads import cores, faiss_gpus
 
 __all__ = ["approximate_pairs", "wilson"]
 
@@ -67,7 +67,9 @@ def _index(rows: np.ndarray, config: DedupConfig) -> tuple[Any, dict[str, Any]]:
     index.train(rows)
     index.add(rows)
     index.nprobe = min(config.nprobe, cells)
-    return index, {"cells": cells, "nprobe": index.nprobe}
+    if faiss_gpus():
+        index = faiss.index_cpu_to_all_gpus(index)
+    return index, {"cells": cells, "nprobe": min(config.nprobe, cells), "gpus": faiss_gpus()}
 
 
 def _recall(vectors: Vectors, thresholds: Sequence[float], pairs: Pairs, fixed: np.ndarray, seed: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tunemill.dedup.threads import side_by_side
+from tunemill.dedup.threads import faiss_gpus, side_by_side
 
 __all__ = ["Cells", "Chunks", "Layout", "assign", "halo_radius", "k_means"]
 
@@ -97,6 +97,7 @@ def k_means(sketches: np.ndarray, cells: int, *, iterations: int, seed: int) -> 
         seed=seed,
         min_points_per_centroid=1,
         max_points_per_centroid=max(1, len(sketches)),
+        gpu=faiss_gpus() > 0,
     )
     clustering.train(np.ascontiguousarray(sketches))
     return np.asarray(clustering.centroids, dtype=np.float32).reshape(cells, sketches.shape[1])

@@ -212,11 +212,12 @@ class _Group:
     @property
     def dims(self) -> int:
         """Columns that the group takes in the end."""
-        return self._width + (not self._alone_or_whole)
+        return self._width + self._marks_missing
 
     @property
-    def _alone_or_whole(self) -> bool:
-        return (self._alone and self._width > 0) or not any(part.any() for part in self._missing)
+    def _marks_missing(self) -> bool:
+        """True where rows without a vector need a dimension of their own."""
+        return any(part.any() for part in self._missing) and not (self._alone and self._width)
 
     def blocks(self, order: np.ndarray) -> Iterator[np.ndarray]:
         """Float64 blocks [up to 8192, dims] of all rows in ``order``."""
@@ -228,7 +229,7 @@ class _Group:
             there = ~missing[wanted]
             block = np.zeros((len(wanted), self.dims))
             block[there, : self._width] = rows[place[wanted[there]]]
-            block[~there, 0 if self._alone_or_whole else -1] = 1.0
+            block[~there, -1] = 1.0
             yield block
 
 

@@ -39,9 +39,13 @@ def join(
     else:
         scan = TileScan(vectors.rows, code, lowest, groups=len(vectors.widths), device=device, precision=precision)
 
+    # A sketch of full width already is the float32 score.
+    narrow = sketches is None or sketches.shape[1] <= vectors.rows.shape[1]
+
     def work(cell: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         a, b = scan.cell(layout.home(cell), layout.visitors(cell))
-        a, b = vectors.near(a, b, lowest - SLACK)
+        if narrow:
+            a, b = vectors.near(a, b, lowest - SLACK)
         return vectors.accepted(a, b, thresholds)
 
     found = side_by_side(work, range(layout.count) if cells is None else cells, threads)

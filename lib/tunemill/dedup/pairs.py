@@ -18,7 +18,8 @@ from tunemill.dedup.threads import side_by_side
 __all__ = ["DECIMALS", "Pairs", "Vectors", "unique_pairs"]
 
 DECIMALS = 9
-_NEAR_ROWS = 1024
+_NEAR_ROWS = 512
+"""Larger float64 blocks come fresh from the system each time, and its page faults then cost more than the products."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ a current server core; only their ratios matter for the choice.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,14 +17,16 @@ from tunemill.dedup.cells import assign, k_means
 from tunemill.dedup.pairs import Vectors
 from tunemill.dedup.sketch import SLACK, Sketch, fit
 
-__all__ = ["SearchPlan", "plan_search"]
+__all__ = ["Choice", "SearchPlan", "choose", "plan_search"]
 
-_MULTIPLY_S = 1 / 30e9
+_MULTIPLY_S = 1 / 44e9
 """Per multiply-add pair (2 FLOP) in a product of sketches."""
-_SCAN_S = 0.45e-9
+_SCAN_S = 0.4e-9
 """Per score compared with the threshold."""
 _CHECK_S = 0.35e-6
 """Per candidate pair checked in full width (d = 384)."""
+_DECIDE_S = 0.65e-6
+"""Per pair decided in float64."""
 _ASSIGN_S = 2.5e-9
 """Per (row, cell) beyond the product: distances to the bisectors."""
 _VISIT_S = 0.1e-6
@@ -83,50 +86,87 @@ def plan_search(
 
 
 def _plan(vectors: Vectors, thresholds: Sequence[float], seed: int, width: int | None, cells: int | None) -> SearchPlan:
-    n, d = vectors.rows.shape
     rng = np.random.default_rng(seed)
     sample = _sample(rng, vectors, _CELL_SAMPLE)
     rotation = fit(sample, len(vectors.widths))
-    lowest = float(np.mean(thresholds))
-    candidates = _candidate_shares(rotation, sample[:_PAIR_SAMPLE], lowest, n)
-    brute_width = width or min(
-        candidates, key=lambda m: _join_s(n * n / 2, m, candidates[m] * n * n / 2) + n * d * m * _MULTIPLY_S
-    )
-    brute_s = _join_s(n * n / 2, brute_width, candidates.get(brute_width, 0) * n * n / 2) + n * d * brute_width * _MULTIPLY_S
-    expected_pairs = round(candidates[max(candidates)] * n * n / 2)
-    brute = SearchPlan(
-        sketch=rotation.narrowed(brute_width),
-        centroids=None,
-        estimate={
-            "expected_core_s": round(brute_s, 3),
-            "brute_force_core_s": round(brute_s, 3),
-            "expected_pairs": expected_pairs,
-        },
-    )
-    if cells == 0 or (cells is None and brute_s < _PROBING_PAYS_S):
-        return brute
-    probe_width = width or min(64, d)
-    work = _work_by_cells(rotation.narrowed(probe_width), sample, lowest, n, cells)
-    options = {
-        (m, k): _cells_s((n, d), (m, k), work[k], candidates.get(m, 0) * n * n / 2)
-        for m in ([width] if width else candidates)
-        for k in work
+    chosen = choose(sample, float(np.mean(thresholds)), len(vectors), rotation=rotation, width=width, cells=cells)
+    sketch = rotation.narrowed(chosen.width)
+    estimate: dict[str, Any] = {
+        "expected_core_s": round(chosen.expected_core_s, 3),
+        "brute_force_core_s": round(chosen.brute_force_core_s, 3),
+        "expected_pairs": chosen.expected_pairs,
     }
-    chosen_width, chosen_cells = min(options, key=lambda option: options[option])
-    expected = options[chosen_width, chosen_cells]
-    if cells is None and expected >= brute_s:
-        return brute
-    sketch = rotation.narrowed(chosen_width)
-    training = _sample(rng, vectors, max(_CELL_SAMPLE, _TRAINING_PER_CELL * chosen_cells))
-    estimate = {
-        "expected_core_s": round(expected, 3),
-        "brute_force_core_s": round(brute_s, 3),
-        "expected_pairs": expected_pairs,
-        "expected_work_share": round(work[chosen_cells][0] / (n * n / 2), 5),
-        "expected_copies": round(work[chosen_cells][1] / n, 2),
-    }
-    centroids = k_means(sketch.of(training), chosen_cells, iterations=_ITERATIONS, seed=seed + 1)
+    if not chosen.cells:
+        return SearchPlan(sketch=sketch, centroids=None, estimate=estimate)
+    estimate["expected_work_share"] = round(chosen.work_share, 5)
+    estimate["expected_copies"] = round(chosen.copies, 2)
+    training = _sample(rng, vectors, max(_CELL_SAMPLE, _TRAINING_PER_CELL * chosen.cells))
+    centroids = k_means(sketch.of(training), chosen.cells, iterations=_ITERATIONS, seed=seed + 1)
     return SearchPlan(sketch=sketch, centroids=centroids, estimate=estimate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """How to search a corpus, and what that is expected to cost in seconds of one core."""
+
+    width: int
+    cells: int
+    """0: brute force."""
+    expected_core_s: float
+    brute_force_core_s: float
+    expected_pairs: int
+    work_share: float
+    """Scores to compute, of those of brute force."""
+    copies: float
+    """Cells that a row visits."""
+
+
+def choose(
+    sample: np.ndarray,
+    lowest: float,
+    n: int,
+    *,
+    rotation: Sketch | None = None,
+    width: int | None = None,
+    cells: int | None = None,
+) -> Choice:
+    """The cheapest way to find the pairs of ``n`` rows like ``sample`` [s, d] whose mean cosine reaches ``lowest``."""
+    rotation = rotation or fit(sample)
+    d = sample.shape[1]
+    shares = _candidate_shares(rotation, sample[:_PAIR_SAMPLE], lowest, n)
+    pairs = shares[max(shares)] * n * n / 2
+    # A sketch of full width is the score itself: its candidates go straight to the decision.
+    to_check = {m: shares.get(m, 0) * n * n / 2 if m < d else 0.0 for m in ([width] if width else shares)}
+    brute = {m: n * d * m * _MULTIPLY_S + _join_s(n * n / 2, m, to_check[m], pairs) for m in to_check}
+    brute_width = min(brute, key=lambda m: brute[m])
+    brute_s = brute[brute_width]
+    alone = Choice(
+        width=brute_width,
+        cells=0,
+        expected_core_s=brute_s,
+        brute_force_core_s=brute_s,
+        expected_pairs=round(pairs),
+        work_share=1.0,
+        copies=0.0,
+    )
+    # Every way of searching has to decide the pairs themselves.
+    if cells == 0 or (cells is None and brute_s - pairs * _DECIDE_S < _PROBING_PAYS_S):
+        return alone
+    work = _work_by_cells(rotation.narrowed(width or min(64, d)), sample, lowest, n, cells)
+    options = {(m, k): _cells_s((n, d), (m, k), work[k], to_check[m], pairs) for m in to_check for k in work}
+    best_width, best_cells = min(options, key=lambda option: options[option])
+    expected = options[best_width, best_cells]
+    if cells is None and expected >= brute_s:
+        return alone
+    scores, visits = work[best_cells]
+    return dataclasses.replace(
+        alone,
+        width=best_width,
+        cells=best_cells,
+        expected_core_s=expected,
+        work_share=scores / (n * n / 2),
+        copies=visits / n,
+    )
 
 
 def _sample(rng: np.random.Generator, vectors: Vectors, rows: int) -> np.ndarray:
@@ -175,13 +215,16 @@ def _along(known: np.ndarray, logs: np.ndarray, k: int) -> float:
     return float(np.exp(np.interp(x, known, logs)))
 
 
-def _join_s(scores: float, width: int, candidates: float) -> float:
-    return scores * ((width + 1) * _MULTIPLY_S + _SCAN_S) + candidates * _CHECK_S
+def _join_s(scores: float, width: int, candidates: float, pairs: float) -> float:
+    return scores * ((width + 1) * _MULTIPLY_S + _SCAN_S) + candidates * _CHECK_S + pairs * _DECIDE_S
 
 
-def _cells_s(shape: tuple[int, int], choice: tuple[int, int], work: tuple[float, float], candidates: float) -> float:
+def _cells_s(
+    shape: tuple[int, int], choice: tuple[int, int], work: tuple[float, float], candidates: float, pairs: float
+) -> float:
     (n, d), (width, cells), (scores, visits) = shape, choice, work
     project = n * d * width * _MULTIPLY_S
     train = (_ITERATIONS + 1) * max(_CELL_SAMPLE, _TRAINING_PER_CELL * cells) * cells * (width * _MULTIPLY_S + _SCAN_S)
     place = n * cells * (width * _MULTIPLY_S + _ASSIGN_S) + visits * _VISIT_S
-    return project + train + place + cells * _CELL_S + _join_s(scores, width, 2 * candidates)
+    # A pair close to a border is met in several cells.
+    return project + train + place + cells * _CELL_S + _join_s(scores, width, 2 * candidates, 2 * pairs)

@@ -1,4 +1,5 @@
-"""A few threads, each with single-threaded BLAS: many small products run faster so than one product on all cores."""
+"""What a search may use: a few threads, each with single-threaded BLAS (many small products run faster so than one
+product on all cores), and the GPUs that FAISS was built for."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["cores", "side_by_side"]
+__all__ = ["cores", "faiss_gpus", "side_by_side"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -29,3 +30,10 @@ def cores() -> int:
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return min(here, int(wanted)) if wanted.isdigit() and int(wanted) > 0 else here
+
+
+def faiss_gpus() -> int:
+    """GPUs that the installed FAISS can use: none with faiss-cpu, none where this process sees none."""
+    import faiss
+
+    return int(faiss.get_num_gpus())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -23,17 +22,16 @@ __all__ = ["STAGE", "add_embeddings"]
 _SAMPLE_ROWS = 256
 
 
-def add_embeddings(
-    dataset: Any, config: EmbedConfig, *, text_column: str, output_column: str = "embedding", sample: Sequence[str] = ()
-) -> Any:
+def add_embeddings(dataset: Any, config: EmbedConfig, *, text_column: str, output_column: str = "embedding") -> Any:
     """A lazy Dataset with unit vectors of ``text_column``; null where the text is empty.
 
-    ``sample`` holds texts for the precision check; without it each worker takes its own first texts.
+    The first texts are read at once, for the check of the data type that all workers share.
     """
     connect()
     cpus, gpus = cluster_resources()
     pool = pool_for(config, cpus=cpus, gpus=gpus, rows=None)
-    task = Task(config=config, text_column=text_column, output_column=output_column, sample=tuple(sample))
+    sample = _sample(dataset, config, text_column)
+    task = Task(config=config, text_column=text_column, output_column=output_column, sample=sample)
     return _with_vectors(dataset, task, pool, None)
 
 
@@ -54,7 +52,12 @@ def execute(context: StageContext, source: Source, config: EmbedConfig) -> Outco
     dataset = source.dataset()
     tally = ray.remote(Tally).options(num_cpus=0).remote()
     even = dataset.repartition(target_num_rows_per_block=pool.rows_per_call)
-    task = Task(config=config, text_column=config.text_column, output_column="embedding", sample=_sample(dataset, config))
+    task = Task(
+        config=config,
+        text_column=config.text_column,
+        output_column="embedding",
+        sample=_sample(dataset, config, config.text_column),
+    )
     embedded = _with_vectors(even, task, pool, tally)
     return commit_rows(
         context,
@@ -76,12 +79,12 @@ def _with_vectors(dataset: Any, task: Task, pool: Pool, tally: Any) -> Any:
     )
 
 
-def _sample(dataset: Any, config: EmbedConfig) -> tuple[str, ...]:
+def _sample(dataset: Any, config: EmbedConfig, column: str) -> tuple[str, ...]:
     """The first texts, the same for every worker, so that all settle on the same data type."""
     if config.precision == "fp32":
         return ()
-    head = dataset.select_columns([config.text_column]).limit(_SAMPLE_ROWS).take_all()
-    return tuple(text for row in head if isinstance(text := row[config.text_column], str) and text.strip())
+    head = dataset.select_columns([column]).limit(_SAMPLE_ROWS).take_all()
+    return tuple(text for row in head if isinstance(text := row[column], str) and text.strip())
 
 
 class _Reasons:
