@@ -150,3 +150,16 @@ def test_a_day_quota_parks_for_all() -> None:
     grant = allocator.grant("b0", 1.0)
     assert grant.state == "parked"
     assert grant.wait_s > 600
+
+
+def test_scattered_failures_neither_open_the_circuit_nor_cut_the_concurrency() -> None:
+    """Ten failed and three throttled calls among sixty answers of one report are not an outage; without answers they are."""
+    allocator = made(concurrency=16)
+    for second in range(1, 20):
+        throttled = [(0.3, 0.5)] * 3
+        allocator.note(
+            Report("a", "a0", waiting=99, answered=60, latency_s=0.2, failed=5, overloaded=5, throttled=throttled), second
+        )
+        assert allocator.quota("a0", second) == 16
+    allocator.note(Report("a", "a0", waiting=99, failed=5, overloaded=5), 20.0)
+    assert allocator.quota("a0", 20.0) == 0

@@ -182,21 +182,27 @@ class Allocator:
         )
 
     def _note_outcomes(self, report: Report, now: float) -> None:
-        if report.answered:
-            self.circuit.succeeded()
-            in_flight = sum(state.in_flight for state in self._callers.values()) - report.in_flight + report.peak
-            if self.concurrency is not None:
-                self.concurrency.answered(now, report.answered, report.latency_s, in_flight)
-            for _ in range(min(report.answered, 200)):
-                self.limiter.answered(now)
-        for age_s, hint in report.throttled:
-            self.circuit.succeeded()
-            if self.limiter.throttled(now, now - age_s, hint) and self.concurrency is not None:
-                self.concurrency.throttled(now, now - age_s)
+        """A report does not say in which order things came: failures among answers are no row of them, and throttled calls
+        lie evenly between the answers."""
         for number in range(report.failed + report.overloaded):
             self.circuit.failed(now, answered=number >= report.failed)
+        if report.answered or report.throttled:
+            self.circuit.succeeded()
+        if report.answered and self.concurrency is not None:
+            in_flight = sum(state.in_flight for state in self._callers.values()) - report.in_flight + report.peak
+            self.concurrency.answered(now, report.answered, report.latency_s, in_flight)
+        between = min(report.answered, 200) // (len(report.throttled) + 1)
+        self._note_answers(between, now)
+        for age_s, hint in report.throttled:
+            if self.limiter.throttled(now, now - age_s, hint) and self.concurrency is not None:
+                self.concurrency.throttled(now, now - age_s)
+            self._note_answers(between, now)
         if report.day_quota_s is not None:
             self.limiter.park(now + (report.day_quota_s or PARK_S))
+
+    def _note_answers(self, count: int, now: float) -> None:
+        for _ in range(count):
+            self.limiter.answered(now)
 
     def _note_headers(self, headers: LimitHeaders, now: float) -> None:
         for dimension in ("requests", "tokens", "input_tokens", "output_tokens"):
