@@ -166,9 +166,10 @@ def _check_token(config: ExportConfig) -> None:
 
 def _push(dataset: Any, card: str, config: ExportConfig) -> str:
     """Upload the splits, then the card with the hub's own metadata (which file is which split) kept in front."""
-    import httpx
     from huggingface_hub import DatasetCard
-    from huggingface_hub.errors import HfHubHTTPError
+
+    # Also the error of a hub that cannot be reached; which HTTP library it comes from depends on the hub's version.
+    from huggingface_hub.errors import HTTPError
 
     name = str(config.push_to_hub)
     try:
@@ -178,8 +179,8 @@ def _push(dataset: Any, card: str, config: ExportConfig) -> str:
         merged = {**ours.data.to_dict(), **made.data.to_dict()}
         front = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)
         DatasetCard(f"---\n{front}---\n{ours.text}", ignore_metadata_errors=True).push_to_hub(name)
-    except (HfHubHTTPError, httpx.TransportError) as error:
-        raise RunFailed(f"export.push_to_hub {name!r}: the hub refused it ({str(error).splitlines()[0]})") from error
+    except HTTPError as error:
+        raise RunFailed(f"export.push_to_hub {name!r}: the hub did not take it ({str(error).splitlines()[0]})") from error
     return f"https://huggingface.co/datasets/{name}"
 
 

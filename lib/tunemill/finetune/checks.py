@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 from tunemill.config import difference, essential
-from tunemill.embedded import resolve_model
+from tunemill.embedded import EMBEDDED_MODEL, resolve_model, smollm2_gguf
 from tunemill.errors import ConfigError, DataError, ResumeRefused
 from tunemill.finetune.config import FinetuneConfig
 from tunemill.finetune.data import Loaded
 from tunemill.store import Location
 
-__all__ = ["check_base_model", "check_checkpoints", "check_cluster", "check_rows", "mark_done"]
+__all__ = ["check_base_model", "check_checkpoints", "check_cluster", "check_config", "check_rows", "mark_done"]
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
+
+
+def check_config(config: FinetuneConfig) -> None:
+    """What needs no rows and no cluster, so that a whole pipeline can be refused before it costs anything."""
+    if config.push_to_hub is not None:
+        _check_push(config.push_to_hub)
+    if config.deepspeed is not None and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            f"finetune.deepspeed is {config.deepspeed}, but deepspeed is not installed: pip install 'tunemill[gpu]'"
+        )
+    if config.base_model == EMBEDDED_MODEL:
+        smollm2_gguf()
+    else:
+        check_base_model(config)
+
+
+def _check_push(name: str) -> None:
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ConfigError(f"finetune.push_to_hub is {name!r}; give a name such as my-organisation/my-adapter") from error
+    if get_token() is None:
+        raise ConfigError(f"finetune.push_to_hub {name!r}: there is no Hugging Face token; set HF_TOKEN or run: hf auth login")
 
 
 def check_base_model(config: FinetuneConfig) -> tuple[str, Any]:

@@ -78,7 +78,7 @@ class FinetuneConfig:
     deepspeed: Literal["zero2", "zero3"] | None = operational(None)
     """Shard the optimiser (zero2) or the weights as well (zero3) over the workers; null is plain data parallelism."""
     gradient_checkpointing: Literal["auto", "on", "off"] = operational("auto")
-    """Compute activations again in the backward pass: less memory, about half as many more FLOP. auto decides by memory."""
+    """Compute activations again in the backward pass: less memory, half as many more FLOP. auto: only if nothing else fits."""
     liger: Literal["auto", "on", "off"] = operational("auto")
     """Fused Liger kernels on a GPU; auto uses them when liger-kernel is installed."""
     save_steps: Annotated[int, Field(ge=1)] | None = operational(None)

@@ -15,6 +15,8 @@ from tunemill.finetune.config import FinetuneConfig, LoraConfig
 from tunemill.finetune.loss import add_weighted_loss
 
 _TOWERS = re.compile("vision_tower|multi_modal_projector|audio_tower")
+# Tokens in a forward pass to try, the best first.
+_PASS_TOKENS = {"cuda": [16384, 8192, 4096], "cpu": [2048]}
 
 __all__ = ["Prepared", "choose_precision", "load_base", "prepare", "wrap_lora"]
 
@@ -25,6 +27,9 @@ class Prepared:
 
     model: Any
     checkpointing: bool
+    """Whether activations are computed again in the backward pass."""
+    micro_tokens: int
+    """Most tokens in one forward pass."""
     liger: bool
 
 
@@ -98,21 +103,22 @@ def wrap_lora(model: Any, lora: LoraConfig) -> Any:
     return wrapped
 
 
-def prepare(
-    config: FinetuneConfig, path: str, device: torch.device, *, dtype: torch.dtype, seed: int, micro_tokens: int
-) -> Prepared:
-    """Load the base model, add the adapter and the weighted loss, and settle memory and kernels."""
+def prepare(config: FinetuneConfig, path: str, device: torch.device, *, dtype: torch.dtype, seed: int, longest: int) -> Prepared:
+    """Load the base model, add the adapter and the weighted loss, and settle memory and kernels.
+
+    ``longest`` is the longest row in tokens.
+    """
     base = load_base(path, config.revision, dtype)
     liger = _apply_liger(base, config.liger, device)
     add_weighted_loss(base)
     torch.manual_seed(seed)
     model = wrap_lora(base, config.lora).to(device)
-    checkpointing = _wants_checkpointing(config.gradient_checkpointing, base, device, micro_tokens)
+    checkpointing, micro_tokens = _settle_memory(config, base, device, dtype, longest)
     if checkpointing:
         # The frozen embeddings give no gradient, but the first recomputed block needs an input that asks for one.
         model.enable_input_require_grads()
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    return Prepared(model=model, checkpointing=checkpointing, liger=liger)
+    return Prepared(model=model, checkpointing=checkpointing, micro_tokens=micro_tokens, liger=liger)
 
 
 def _apply_liger(model: Any, wanted: str, device: torch.device) -> bool:
@@ -122,31 +128,46 @@ def _apply_liger(model: Any, wanted: str, device: torch.device) -> bool:
         return False
     try:
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
     except ImportError as error:
         if wanted == "on":
             raise ConfigError("finetune.liger is on, but liger-kernel is not installed: pip install 'tunemill[gpu]'") from error
+        return False
+    if model.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        if wanted == "on":
+            raise ConfigError(f"finetune.liger is on, but liger-kernel has nothing for {model.config.model_type}; use auto")
         return False
     # The loss is ours (weighted); the kernels are for norms, rotary positions and the gated MLP.
     _apply_liger_kernel_to_instance(model=model, fused_linear_cross_entropy=False, cross_entropy=False)
     return True
 
 
-def _wants_checkpointing(setting: str, model: Any, device: torch.device, micro_tokens: int) -> bool:
-    """``auto``: recompute only when the activations of one pass would not fit beside the weights."""
-    if setting != "auto":
-        return setting == "on"
-    config = model.config.get_text_config()
-    mlp = getattr(config, "intermediate_size", 4 * config.hidden_size)
+def _settle_memory(
+    config: FinetuneConfig, model: Any, device: torch.device, dtype: torch.dtype, longest: int
+) -> tuple[bool, int]:
+    """Whether to recompute activations, and the most tokens in one forward pass.
+
+    Shorter passes come first: products of some 4000 tokens are about as fast as longer ones, while recomputing costs half
+    as much again.
+    """
+    tries = [config.micro_tokens] if config.micro_tokens else _PASS_TOKENS[device.type]
+    if config.gradient_checkpointing == "on":
+        return True, tries[0]
+    settings = model.config.get_text_config()
+    mlp = getattr(settings, "intermediate_size", 4 * settings.hidden_size)
     # Kept for the backward pass of one block, in values a token (measured on Llama and Mistral, LoRA on all layers).
-    values = 16 * config.hidden_size + 5 * mlp
-    needed = values * 2 * config.num_hidden_layers * micro_tokens
+    values = 16 * settings.hidden_size + 5 * mlp
+    a_token = values * dtype.itemsize * settings.num_hidden_layers
     # Under ZeRO-3 a worker holds its shard, which is ds_tensor.
     weights = sum(held.numel() * held.element_size() for held in (getattr(p, "ds_tensor", p) for p in model.parameters()))
     if device.type == "cuda":
         free = 0.9 * torch.cuda.get_device_properties(device).total_memory - weights
     else:
         free = 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return bool(needed > free)
+    fitting = [tokens for tokens in tries if max(tokens, longest) * a_token <= free]
+    if fitting:
+        return False, fitting[0]
+    return (True, tries[0]) if config.gradient_checkpointing == "auto" else (False, tries[-1])
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from tunemill.config import essential
-from tunemill.errors import ConfigError, RunFailed
+from tunemill.errors import RunFailed
 from tunemill.finetune.config import FinetuneConfig
 from tunemill.store import Location
 
@@ -91,12 +91,15 @@ vLLM serves it as it is: `vllm serve {config.base_model} --enable-lora --lora-mo
 
 
 def push(folder: Location, name: str) -> None:
-    """Upload an adapter folder to a Hugging Face repository; needs a token in HF_TOKEN or from a login."""
-    from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError
+    """Upload an adapter folder to a Hugging Face repository, with the token of HF_TOKEN or of a login.
 
-    if get_token() is None:
-        raise ConfigError(f"push_to_hub {name!r}: no Hugging Face token; set HF_TOKEN or run: hf auth login")
+    Raises RunFailed when the hub does not take it.
+    """
+    from huggingface_hub import HfApi
+
+    # Also the error of a hub that cannot be reached; which HTTP library it comes from depends on the hub's version.
+    from huggingface_hub.errors import HTTPError
+
     try:
         api = HfApi()
         api.create_repo(name, exist_ok=True)
@@ -106,5 +109,8 @@ def push(folder: Location, name: str) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.read_bytes())
             api.upload_folder(repo_id=name, folder_path=aside)
-    except HfHubHTTPError as error:
-        raise RunFailed(f"push_to_hub {name!r}: the hub refused it ({str(error).splitlines()[0][:200]})") from error
+    except HTTPError as error:
+        raise RunFailed(
+            f"finetune.push_to_hub {name!r}: the hub did not take it ({str(error).splitlines()[0][:200]}); "
+            f"the adapter stands in {folder.url}, and the same command tries again without training anew"
+        ) from error

@@ -49,9 +49,9 @@ def execute(context: StageContext, source: Source, config: FinetuneConfig) -> Ou
     metrics = read_metrics(folder.join("metrics.jsonl"))
     details = _details(config, rows, outcome, metrics) | {"proof": proof, "seed": context.seed}
     finish_adapter(folder.join("adapter"), tokenizer, config, details)
-    checks.mark_done(folder.join("checkpoints"), name)
     if config.push_to_hub:
         push(folder.join("adapter"), config.push_to_hub)
+    checks.mark_done(folder.join("checkpoints"), name)
     return _outcome(context, rows, details)
 
 
@@ -180,4 +180,4 @@ def _outcome(context: StageContext, rows: Loaded, details: dict[str, Any]) -> Ou
     return Outcome(rows_in=kept + len(rows.untrainable), rows_kept=kept, rows_dropped=dropped, files=files, details=details)
 
 
-STAGE = Stage(name="finetune", config_type=FinetuneConfig, execute=execute)
+STAGE = Stage(name="finetune", config_type=FinetuneConfig, execute=execute, check=checks.check_config)

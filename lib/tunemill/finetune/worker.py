@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 
 from tunemill.errors import RunFailed
 from tunemill.finetune.adapter import adapter_state, write_adapter
@@ -80,12 +81,12 @@ def train(
     _use_environment(threads)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = choose_precision(config.precision, device)
-    micro_tokens = config.micro_tokens or (16384 if device.type == "cuda" else 2048)
     plan = plan_of(config, len(rows), seed)
     started = time.perf_counter()
     # Before the model: from them transformers knows that ZeRO-3 wants it loaded in shards, never whole in one worker.
     arguments = _arguments(config, plan, work=work, device=device, dtype=dtype, seed=seed, workers=workers)
-    prepared = prepare(config, base_model, device, dtype=dtype, seed=seed, micro_tokens=micro_tokens)
+    longest = max(int(part.lengths.max()) for part in (rows, validation) if len(part))
+    prepared = prepare(config, base_model, device, dtype=dtype, seed=seed, longest=longest)
     standing = Standing.read(resume) if resume else Standing()
     meter = SpeedMeter(prepared.model, device=device, recompute=prepared.checkpointing, totals=standing.totals)
     meter.add("load_model", time.perf_counter() - started)
@@ -97,7 +98,7 @@ def train(
         workers=workers,
         rank=rank,
         accumulation=config.accumulation,
-        micro_tokens=micro_tokens,
+        micro_tokens=_least(prepared.micro_tokens, device),
         first_step=first_step,
     )
     proof: dict[str, Any] = {"asked": False}
@@ -129,6 +130,15 @@ def train(
         trainable_weights=sum(tensor.numel() for tensor in state.values()),
         speed=meter.report(dtype),
     )
+
+
+def _least(value: int, device: torch.device) -> int:
+    """The least of all workers' values: every worker has to cut a step into the same passes."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    found = torch.tensor(value, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MIN)
+    return int(found)
 
 
 def _use_environment(threads: int | None) -> None:
