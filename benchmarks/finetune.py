@@ -46,7 +46,7 @@ SHAPES = {
 
 COLUMNS = (
     "batch", "way", "tokens/s", "tokens/CPU s", "ratio", "ratio of CPU seconds", "ceiling", "share of ceiling", "loss apart",
-    "of GEMM peak", "data wait",
+    "of GEMM peak", "data wait", "peak memory",
 )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--model", default="embedded/smollm2-135m")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape in place of --model")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--length", type=int, default=512, help="longest row in tokens")
+    parser.add_argument("--length", type=int, default=1024, help="longest row in tokens")
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--steps", type=int, default=2, help="measured steps of each round, after one that is not")
     parser.add_argument("--rounds", type=int, default=2)
@@ -65,6 +65,7 @@ def main() -> None:
         "--ways", nargs="+", default=["packed", "bucketed", "peer"], choices=["packed", "bucketed", "peer", "trl"]
     )
     parser.add_argument("--micro-tokens", type=int)
+    parser.add_argument("--peer-rows", type=int, help="rows in one forward pass of the peers (a divisor of --batch); null is all")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -86,35 +87,48 @@ def compare(arguments: argparse.Namespace, path: str, device: torch.device, batc
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in arguments.ways}
     for _ in range(arguments.rounds):
         for way in arguments.ways:
-            run = ours if way in ("packed", "bucketed") else peer
-            found[way].append(
-                run(way, path, rows, batch=batch, steps=steps, device=device, folder=folder, micro=arguments.micro_tokens)
-            )
-    reference = found.get("peer", [{}])[0]
+            run, limit = (ours, arguments.micro_tokens) if way in ("packed", "bucketed") else (peer, arguments.peer_rows)
+            found[way].append(run(way, path, rows, batch=batch, steps=steps, device=device, folder=folder, limit=limit))
     for way, runs in found.items():
-        print(line(way, runs, reference, batch), flush=True)
+        print(line(way, runs, found.get("peer"), batch), flush=True)
 
 
-def line(way: str, runs: Sequence[dict[str, Any]], reference: dict[str, Any], batch: int) -> str:
-    """One row of the table; medians over the rounds."""
-    wall = statistics.median(run["tokens"] / run["wall_s"] for run in runs)
-    cpu = statistics.median(run["tokens"] / run["cpu_s"] for run in runs)
-    cells = [str(batch), way, f"{wall:,.0f}", f"{cpu:,.0f}"]
-    if reference:
-        ceiling = reference["padded"] / reference["tokens"]
-        ratio, cpu_ratio = wall / (reference["tokens"] / reference["wall_s"]), cpu / (reference["tokens"] / reference["cpu_s"])
-        apart = max(abs(a - b) for run in runs for a, b in zip(run["losses"], reference["losses"], strict=True))
-        cells += [f"{ratio:.2f}", f"{cpu_ratio:.2f}", f"{ceiling:.2f}", f"{cpu_ratio / ceiling:.2f}", f"{apart:.4f}"]
+def line(way: str, runs: Sequence[dict[str, Any]], peers: Sequence[dict[str, Any]] | None, batch: int) -> str:
+    """One row of the table: medians over the rounds; ratios are of the two runs of a round, with their least and largest."""
+    cells = [str(batch), way, *(f"{statistics.median(rate(run, clock) for run in runs):,.0f}" for clock in ("wall_s", "cpu_s"))]
+    if peers:
+        ceiling = peers[0]["padded"] / peers[0]["tokens"]
+        ratios = {
+            clock: [rate(run, clock) / rate(other, clock) for run, other in zip(runs, peers, strict=True)]
+            for clock in ("wall_s", "cpu_s")
+        }
+        # TRL makes batches of its own, so only the peer's losses are those of the same rows.
+        same = way != "trl"
+        apart = max(abs(a - b) for run in runs for a, b in zip(run["losses"], peers[0]["losses"], strict=False)) if same else None
+        cells += [spread(ratios["wall_s"]), spread(ratios["cpu_s"]), f"{ceiling:.2f}"]
+        cells += [f"{statistics.median(ratios['wall_s']) / ceiling:.2f}", "-" if apart is None else f"{apart:.4f}"]
     else:
         cells += ["-"] * 5
-    share, wait = runs[-1].get("peak_share"), runs[-1].get("wait")
-    return f"| {' | '.join([*cells, f'{share:.0%}' if share else '-', f'{wait:.2%}' if wait is not None else '-'])} |"
+    share, wait, memory = (runs[-1].get(name) for name in ("peak_share", "wait", "memory"))
+    cells += [f"{share:.0%}" if share else "-", f"{wait:.2%}" if wait is not None else "-"]
+    return f"| {' | '.join([*cells, f'{memory / 2**30:.1f} GiB' if memory else '-'])} |"
+
+
+def rate(run: dict[str, Any], clock: str) -> float:
+    """Real tokens per second of wall or processor time."""
+    return float(run["tokens"] / run[clock])
+
+
+def spread(values: Sequence[float]) -> str:
+    """The median, and the least and the largest where there are several."""
+    median = f"{statistics.median(values):.2f}"
+    return median if len(values) == 1 else f"{median} ({min(values):.2f}-{max(values):.2f})"
 
 
 def ours(
-    way: str, path: str, rows: TokenRows, *, batch: int, steps: int, device: torch.device, folder: Path, micro: int | None
+    way: str, path: str, rows: TokenRows, *, batch: int, steps: int, device: torch.device, folder: Path, limit: int | None
 ) -> dict[str, Any]:
-    """Train with tunemill's worker; the first step is not measured."""
+    """Train with tunemill's worker, at most ``limit`` tokens in a pass; the first step is not measured."""
     marks: list[tuple[float, float]] = []
     losses: list[float] = []
 
@@ -123,7 +137,7 @@ def ours(
         losses.append(entry["loss"])
 
     settings = {"base_model": path, "batch_size": batch, "max_steps": steps, "packing": way, "save_steps": 10_000, "warmup": 0.0,
-                "schedule": "constant", "micro_tokens": micro, "tensorboard": False}  # fmt: skip
+                "schedule": "constant", "micro_tokens": limit, "tensorboard": False}  # fmt: skip
     config = build(FinetuneConfig, settings, "benchmark")
     outcome = train(
         config,
@@ -142,13 +156,17 @@ def ours(
     return {
         "tokens": tokens, "losses": losses, "wall_s": marks[-1][0] - marks[0][0], "cpu_s": marks[-1][1] - marks[0][1],
         "peak_share": speed["share_of_gemm_peak"], "wait": speed["data_wait_share"],
+        "memory": speed["peak_memory_bytes"] if device.type == "cuda" else None,
     }  # fmt: skip
 
 
 def peer(
-    way: str, path: str, rows: TokenRows, *, batch: int, steps: int, device: torch.device, folder: Path, micro: int | None
+    way: str, path: str, rows: TokenRows, *, batch: int, steps: int, device: torch.device, folder: Path, limit: int | None
 ) -> dict[str, Any]:
-    """The Hugging Face Trainer (or TRL's, which packs) with PEFT as its documentation shows, on the same batches."""
+    """The Hugging Face Trainer (or TRL's, which packs) with PEFT as its documentation shows, on the same batches.
+
+    At most ``limit`` rows go through a forward pass; TRL's rows are packs of the longest row's length.
+    """
     import peft
     from torch.utils.data import SequentialSampler
     from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -161,6 +179,7 @@ def peer(
     torch.manual_seed(0)
     model = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
     marks: list[tuple[float, float]] = []
+    at_once = limit or batch
 
     class Marks(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -171,7 +190,8 @@ def peer(
     values = {
         "output_dir": str(folder / "peer"),
         "max_steps": steps,
-        "per_device_train_batch_size": batch,
+        "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": batch // at_once,
         "learning_rate": 2e-4,
         "lr_scheduler_type": "constant",
         "bf16": dtype == torch.bfloat16,
@@ -200,9 +220,11 @@ def peer(
         )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    measured = [order[step * batch : (step + 1) * batch] for step in range(1, steps)]
+    measured = [order[start : start + at_once] for start in range(batch, steps * batch, at_once)]
+    # TRL fills its batches with packs, so it sees other rows in a step, and counts them itself.
+    seen = [entry["num_tokens"] for entry in trainer.state.log_history if "num_tokens" in entry]
     return {
-        "tokens": sum(int(rows.lengths[numbers].sum()) for numbers in measured),
+        "tokens": seen[-1] - seen[0] if way == "trl" else sum(int(rows.lengths[numbers].sum()) for numbers in measured),
         "padded": sum(len(numbers) * int(rows.lengths[numbers].max()) for numbers in measured),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "wall_s": marks[-1][0] - marks[0][0],
@@ -227,24 +249,28 @@ def pad(examples: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 
 def read_rows(arguments: argparse.Namespace, count: int) -> TokenRows:
-    """Real dialogues of at most ``--length`` tokens, or random tokens with a long-tailed mix of lengths."""
+    """Whole dialogues of at most ``--length`` tokens, drawn from all over the file, or random tokens of long-tailed lengths.
+
+    Neighbours in a file are often alike, which would make padding look cheaper than it is after a shuffle.
+    """
     rows: list[dict[str, Any]] = []
     if arguments.data:
         from tunemill.chat.tokenizer import load
 
         tokenizer = load(arguments.model)
         opener = gzip.open if arguments.data.suffix == ".gz" else open
-        with opener(arguments.data, "rt", encoding="utf-8") as lines:
-            for number, text in enumerate(lines):
-                turns = [
-                    {"role": {"human": "user", "gpt": "assistant"}[t["from"]], "content": t["value"]}
-                    for t in json.loads(text)["conversations"]
-                ]
-                encoded = tokenizer.encode(turns[: len(turns) // 2 * 2])
-                if encoded.input_ids and len(encoded.input_ids) <= arguments.length:
-                    rows.append({"id": f"r{number:06d}", "input_ids": encoded.input_ids, "loss_weights": encoded.loss_weights})
-                if len(rows) == count:
-                    break
+        with opener(arguments.data, "rt", encoding="utf-8") as file:
+            lines = file.readlines()
+        for number in np.random.default_rng(0).permutation(len(lines)):
+            turns = [
+                {"role": {"human": "user", "gpt": "assistant"}[t["from"]], "content": t["value"]}
+                for t in json.loads(lines[number])["conversations"]
+            ]
+            encoded = tokenizer.encode(turns[: len(turns) // 2 * 2])
+            if encoded.input_ids and len(encoded.input_ids) <= arguments.length:
+                rows.append({"id": f"r{number:06d}", "input_ids": encoded.input_ids, "loss_weights": encoded.loss_weights})
+            if len(rows) == count:
+                break
     else:
         draw = np.random.default_rng(0)
         vocabulary = SHAPES[arguments.shape or "tiny"]["vocab_size"]

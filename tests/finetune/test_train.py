@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,30 @@ def test_the_adapter_loads_in_plain_peft_and_has_vllm_layout(model: str, tmp_pat
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
     loaded = AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "adapter"))
     assert float(loaded.get_base_model().model.layers[0].self_attn.q_proj.lora_B["default"].weight.abs().max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("memory", "checkpointing", "expected"),
+    [
+        (10**9, "auto", (False, 16384)),
+        (120_000_000, "auto", (False, 8192)),
+        (25_000_000, "auto", (True, 16384)),
+        (25_000_000, "off", (False, 4096)),
+        (10**9, "on", (True, 16384)),
+    ],
+)
+def test_a_gpu_takes_shorter_passes_before_it_recomputes(
+    memory: int, checkpointing: str, expected: tuple[bool, int], model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Activations that do not fit beside the weights first shorten the passes; only then are they computed again."""
+    from transformers import AutoModelForCausalLM
+
+    from tunemill.finetune.model import _settle_memory
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=memory))
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    settings = config(model, gradient_checkpointing=checkpointing)
+    assert _settle_memory(settings, network, torch.device("cuda"), torch.float32, 60) == expected
 
 
 @pytest.mark.parametrize(
