@@ -49,7 +49,7 @@ def _limits(found: list[dict[str, Any]]) -> list[str]:
         "Goal: use >= 99 %, throttled <= 0.1 %. Our windows are longer than the account's by a guard of 0.5 % and one bucket of",
         "2,000, so 99.45 % is the most. With tokens, the account holds max_tokens of each call until it has answered (as OpenAI",
         "does); what it holds too much nobody can use, and the rest is called possible. What is missing there beside the guard:",
-        "permits are dealt up to 0.2 s ahead and settled up to 0.2 s late, and each holds its max_tokens meanwhile (simulated with",
+        "permits are dealt up to 0.2 s ahead and settled up to 0.2 s late, and hold their max_tokens meanwhile (simulated with",
         "the real state machine on a clock of its own: 98.3 % over the first 65 s, 98.9 % after that).",
         "",
         "| limit | callers | jobs | use of the limit | answered / throttled | share of each job |",
