@@ -20,8 +20,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 quickstart: setup
 	$(BIN)/tunemill run --config jobs/configs/quickstart.yaml
 
+# Two processes; a file's tests stay together, since many share a session or a finished run.
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
