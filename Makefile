@@ -22,7 +22,7 @@ quickstart: setup
 
 # Two processes; a file's tests stay together, since many share a session or a finished run.
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

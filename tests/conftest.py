@@ -12,6 +12,13 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+_LONGEST = ("tests/test_pipeline.py", "tests/llm/test_chaos.py", "tests/finetune/test_stage.py", "tests/finetune/test_workers.py")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process is left alone with one of them in the end."""
+    items.sort(key=lambda item: item.path.relative_to(config.rootpath).as_posix() not in _LONGEST)
+
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
