@@ -11,6 +11,7 @@ peer: what leaving out all padding would give if the rest were equal), and the l
 from __future__ import annotations
 
 import argparse
+import gc
 import gzip
 import json
 import os
@@ -87,10 +88,19 @@ def compare(arguments: argparse.Namespace, path: str, device: torch.device, batc
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in arguments.ways}
     for _ in range(arguments.rounds):
         for way in arguments.ways:
+            free_memory(device)
             run, limit = (ours, arguments.micro_tokens) if way in ("packed", "bucketed") else (peer, arguments.peer_rows)
             found[way].append(run(way, path, rows, batch=batch, steps=steps, device=device, folder=folder, limit=limit))
     for way, runs in found.items():
         print(line(way, runs, found.get("peer"), batch), flush=True)
+
+
+def free_memory(device: torch.device) -> None:
+    """Models of the last run stand in reference cycles; two of 7B beside each other leave too little for activations."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def line(way: str, runs: Sequence[dict[str, Any]], peers: Sequence[dict[str, Any]] | None, batch: int) -> str:
