@@ -29,7 +29,7 @@ def write_report(results: Path, report: Path, hardware: str) -> None:
     lines = [
         "# Fan-out of rate-limited calls",
         "",
-        f"{', '.join(days)}; {hardware}, which callers, Ray and the mock share; nothing else ran beside a measurement.",
+        f"{', '.join(days)}; {hardware}, which callers, Ray and the mock share; nothing else ran beside our measurements.",
         "The mock's own sliding window judges. Commands: `benchmarks/fanout.py`; the newest run of each setting is shown.",
         "",
         *_limits(by_kind.get("limits", [])),
@@ -74,7 +74,8 @@ def _peers(found: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Peers on the same mock",
         "",
-        "Each process is told the account's whole limit, as nothing tells it of the others.",
+        "Each process is told the account's whole limit, as nothing tells it of the others. Ray Data's processor has 4 actors.",
+        "The repository's tests ran beside some of these runs, which at ten calls a second do not need a whole core.",
         "",
         "| peer | limit | processes | use | throttled, of all calls |",
         "|---|---|---|---|---|",
