@@ -6,12 +6,12 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +20,7 @@ from chat.toy import GOOD, toy_tokenizer
 from finetune.tiny import config, run, table, tiny_model
 from tunemill.errors import ConfigError, DataError, ResumeRefused
 from tunemill.finetune.config import FinetuneConfig
-from tunemill.finetune.metrics import Watcher, read_metrics
+from tunemill.finetune.metrics import read_metrics
 from tunemill.finetune.stage import STAGE
 from tunemill.progress import Progress
 from tunemill.stage import new_context, run_stage
@@ -61,42 +61,88 @@ def losses(output: Path) -> list[float]:
     return [r["loss"] for r in records]
 
 
-def test_a_killed_worker_goes_on_to_the_same_losses(model: str, tmp_path: Path) -> None:
-    """A worker killed mid-epoch is replaced, and the curve is that of an undisturbed run without Ray."""
-    settings = config(model, save_steps=2, epochs=4)
+def test_a_killed_worker_and_two_preemptions_change_nothing(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose worker is killed once and preempted twice ends with the curve and the counts of an undisturbed one.
+
+    Preemptions do not count as failures: only one is allowed.
+    """
+    settings = config(model, save_steps=4, epochs=4, max_failures=1)
     expected = run(settings, tmp_path / "alone")
     made = pa.concat_tables([table(21), with_ids(table(5, seed=1), "v")])
     output = tmp_path / "run"
-    with Watcher(Location.of(output / "metrics.jsonl"), kill_at(5, output)):
-        manifest = execute(settings, source(tmp_path, made, ["train"] * 21 + ["validation"] * 5), output)
-    assert (output / "killed").exists()
+    monkeypatch.setattr("tunemill.finetune.ray_loop.ray_worker", disturbed(tmp_path))
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    manifest = execute(settings, source(tmp_path, made, ["train"] * 21 + ["validation"] * 5), output)
+    assert sorted(file.name for file in tmp_path.glob("attempt-*")) == [
+        "attempt-1-from-0", "attempt-2-from-4", "attempt-3-from-7", "attempt-4-from-10",
+    ]  # fmt: skip
     np.testing.assert_allclose(losses(output), expected.losses, atol=1e-5)
     assert manifest.rows_in == manifest.rows_kept == 26
-    assert manifest.details["trained_steps"] < manifest.details["steps"] == 12
+    assert manifest.details["steps"] == 12
+    assert manifest.details["trained_steps"] == 2
+    speed = manifest.details["speed"]
+    assert (speed["restarts"], speed["steps"], speed["tokens"]) == (3, 12, expected.outcome.speed["tokens"])
+    assert speed["data_wait_share"] <= 0.02
     names = {file.name for file in (output / "adapter").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md"} <= names
     assert "train | 21" in (output / "adapter" / "README.md").read_text()
     assert any((output / "tensorboard").iterdir())
 
 
-def kill_at(step: int, output: Path) -> Callable[[dict[str, Any]], None]:
-    """Kills the training worker once when it has logged ``step``."""
-    done = threading.Event()
+def disturbed(folder: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The worker's function with four fates, one for each attempt; each leaves a file that says where it began.
 
-    def seen(record: dict[str, Any]) -> None:
-        if record["step"] >= step and not done.is_set():
-            done.set()
-            (output / "killed").write_text("yes")
-            os.kill(worker_pid(), signal.SIGKILL)
+    The first kills itself when it has logged step 5 and Ray Train knows of its checkpoint. The second and third are told
+    of a preemption when they have logged steps 6 and 9, as Ray Train's watcher of draining nodes tells them; two steps
+    later, when Ray Train knows of the checkpoint that this brought, the time is up and they wait to be ended. The fourth
+    is left alone.
+    """
+    told_at = {2: 6, 3: 9}
 
-    return seen
+    def worker(job: dict[str, Any]) -> dict[str, Any]:
+        import ray
+        from ray.train.v2._internal.execution.context import get_train_context
+        from ray.train.v2.api.preemption import PreemptionInfo
 
+        from tunemill.finetune import metrics, ray_loop
 
-def worker_pid() -> int:
-    """The process of this session's own training worker."""
-    below = psutil.Process().children(recursive=True)
-    (worker,) = [process for process in below if any("RayTrainWorker" in part for part in process.cmdline())]
-    return int(worker.pid)
+        attempt = len(list(folder.glob("attempt-*"))) + 1
+        add, fetch = metrics.MetricsFile.add, ray_loop._fetch_checkpoint
+
+        def fetched(work: str) -> str | None:
+            checkpoint = fetch(work)
+            (folder / f"attempt-{attempt}-from-{(checkpoint or '0').rsplit('-', 1)[-1]}").touch()
+            return checkpoint
+
+        def wait_until_known(step: int) -> None:
+            where = Path(job["metrics"].path).parent / "checkpoints"
+            name = f'"checkpoint-{step}"'
+            while not any(name in file.read_text() for file in where.glob("run-*/checkpoint_manager_snapshot.json")):
+                time.sleep(0.01)
+
+        def preempt(left_s: float) -> None:
+            node = ray.get_runtime_context().get_node_id()
+            end_ms = round((time.time() + left_s) * 1000)
+            info = PreemptionInfo(deadline_ms=end_ms, preempted_node_to_ranks={node: [0]})
+            get_train_context().preemption_context.preemption_info = info
+
+        def added(self: metrics.MetricsFile, record: dict[str, Any]) -> None:
+            add(self, record)
+            step, told = record["step"], told_at.get(attempt)
+            if attempt == 1 and step == 5:
+                wait_until_known(4)
+                os.kill(os.getpid(), signal.SIGKILL)
+            if told is not None and step == told:
+                preempt(left_s=3600)
+            if told is not None and step == told + 2:
+                wait_until_known(told + 1)
+                preempt(left_s=0)
+                threading.Event().wait()
+
+        metrics.MetricsFile.add, ray_loop._fetch_checkpoint = added, fetched
+        return ray_loop.ray_worker(job)
+
+    return worker
 
 
 def with_ids(made: pa.Table, prefix: str) -> pa.Table:
