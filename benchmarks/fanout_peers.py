@@ -7,6 +7,7 @@ capacity of one minute, full at the start, usage counted when a call is sent, 15
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import sys
 import tempfile
@@ -53,8 +54,11 @@ async def bucket(url: str, rpm: float, rows: int, number: str) -> None:
 def curator(url: str, rpm: float, rows: int, number: str) -> None:
     """bespokelabs-curator's online backend."""
     os.environ |= {"OPENAI_API_KEY": "mock-secret-key", "CURATOR_CACHE_DIR": tempfile.mkdtemp(), "TELEMETRY_ENABLED": "false"}
-    # without these it waits for GitHub and for its telemetry's host before the first call
-    os.environ |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "POSTHOG_DISABLED": "1", "CURATOR_DISABLE_RICH_DISPLAY": "1"}
+    os.environ |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "CURATOR_DISABLE_RICH_DISPLAY": "1"}
+    # it counts tokens with an encoding that tiktoken would fetch; litellm, which it needs anyway, brings the same file along
+    spec = importlib.util.find_spec("litellm")
+    places = list(spec.submodule_search_locations or []) if spec else []
+    os.environ["TIKTOKEN_CACHE_DIR"] = os.path.join(places[0], "litellm_core_utils", "tokenizers") if places else ""
     from bespokelabs import curator as library
 
     class Ask(library.LLM):
