@@ -7,10 +7,13 @@ by token length. The data type is checked against fp32 on a sample of the texts 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import functools
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -123,14 +126,18 @@ class Embedder:
         done = 0
         under_way: collections.deque[tuple[list[int], Any]] = collections.deque()
 
-        def run(batch: Batch) -> None:
-            under_way.append((batch.rows, self._forward(batch, items)))
-            # A GPU works on the next batches while this one's vectors come back.
-            if len(under_way) > _UNDER_WAY:
-                rows, found = under_way.popleft()
-                vectors[rows] = found.cpu().numpy()
+        def take() -> None:
+            rows, found = under_way.popleft()
+            vectors[rows] = found().cpu().numpy()
 
-        with self._torch.inference_mode():
+        with self._lanes() as start:
+
+            def run(batch: Batch) -> None:
+                under_way.append((batch.rows, start(batch, items)))
+                # Other batches are worked on while this one's vectors come back.
+                if len(under_way) > _UNDER_WAY * self._threads:
+                    take()
+
             for tokens in _read_ahead(self._reader, texts):
                 end = done + len(tokens.lengths)
                 n_tokens[done:end], cut[done:end] = tokens.lengths, tokens.cut
@@ -140,19 +147,37 @@ class Embedder:
                 done = end
             for batch in buckets.flush():
                 run(batch)
-            for rows, found in under_way:
-                vectors[rows] = found.cpu().numpy()
+            while under_way:
+                take()
         return Embedded(vectors, n_tokens, cut)
+
+    @contextlib.contextmanager
+    def _lanes(self) -> Iterator[Callable[[Batch, dict[int, Any]], Callable[[], Any]]]:
+        """A function that starts a forward pass and returns one that waits for it.
+
+        On a CPU as many passes run side by side as torch may use threads, each on one: two threads inside one small
+        pass mostly wait for each other, and on one thread a vector does not depend on its batch.
+        """
+        if self._threads == 1:
+            yield lambda batch, items: functools.partial(_same, self._forward(batch, items))
+            return
+        with ThreadPoolExecutor(self._threads, initializer=self._torch.set_num_threads, initargs=(1,)) as pool:
+            yield lambda batch, items: pool.submit(self._forward, batch, items).result
+
+    @property
+    def _threads(self) -> int:
+        return int(self._torch.get_num_threads()) if self.device == "cpu" else 1
 
     def _forward(self, batch: Batch, items: dict[int, Any]) -> Any:
         """Unit vectors of a batch as a tensor [rows, d] on the device, perhaps still being computed."""
-        features = self._reader.pad([items.pop(row) for row in batch.rows], batch.width)
-        if self.device != "cpu":
-            features = {k: v.to(self.device, non_blocking=True) if hasattr(v, "to") else v for k, v in features.items()}
-        found = self._model(features)["sentence_embedding"].float()
-        norms = found.norm(dim=1, keepdim=True)
-        # A zero vector has no direction: it becomes NaN here and a named reason in the stage.
-        return found / norms
+        with self._torch.inference_mode():
+            features = self._reader.pad([items.pop(row) for row in batch.rows], batch.width)
+            if self.device != "cpu":
+                features = {k: v.to(self.device, non_blocking=True) if hasattr(v, "to") else v for k, v in features.items()}
+            found = self._model(features)["sentence_embedding"].float()
+            norms = found.norm(dim=1, keepdim=True)
+            # A zero vector has no direction: it becomes NaN here and a named reason in the stage.
+            return found / norms
 
     def _choose_precision(self, texts: Sequence[str]) -> None:
         """Take the first data type whose vectors stay within the cosine bound of fp32 on a sample."""
@@ -175,6 +200,10 @@ class Embedder:
             if least >= LEAST_COSINE or self._config.precision != "auto":
                 self._check |= {"precision": name, "least_cosine": round(least, 6)}
                 return
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def pick_device(config: EmbedConfig) -> str:
