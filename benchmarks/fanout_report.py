@@ -29,7 +29,7 @@ def write_report(results: Path, report: Path, hardware: str) -> None:
     lines = [
         "# Fan-out of rate-limited calls",
         "",
-        f"{', '.join(days)}; {hardware}, which callers, Ray and the mock share; nothing else ran beside our measurements.",
+        f"{', '.join(days)}; {hardware}, which callers, Ray and the mock share.",
         "The mock's own sliding window judges. Commands: `benchmarks/fanout.py`; the newest run of each setting is shown.",
         "",
         *_limits(by_kind.get("limits", [])),
