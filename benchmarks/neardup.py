@@ -7,6 +7,7 @@
     python benchmarks/neardup.py hot      --rows 50000
     python benchmarks/neardup.py memory   --rows 1000000
     python benchmarks/neardup.py paper    --data sgd_sharegpt.jsonl.gz --rows 231005 --threshold 0.95
+    python benchmarks/neardup.py survivors --rows 10000000
     python benchmarks/neardup.py gpu      --rows 1000000
 
 Without --data the vectors are synthetic clusters. Each line gives wall seconds and, in brackets, processor
@@ -49,7 +50,7 @@ MOST_TILES = 10_000
 def main() -> None:
     """Run one of the comparisons."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["speed", "identity", "sweep", "peers", "hot", "memory", "paper", "gpu"])
+    parser.add_argument("what", choices=["speed", "identity", "sweep", "peers", "hot", "memory", "paper", "survivors", "gpu"])
     parser.add_argument("--data", type=Path, help="ShareGPT JSONL (.gz); its distinct utterances are embedded once")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()), help="where embedded vectors are kept")
     parser.add_argument("--rows", type=int, nargs="+", default=[30_000])
@@ -388,6 +389,21 @@ def memory(arguments: argparse.Namespace) -> None:
             print(
                 f"searched in {wall:.1f} s ({cpu:.1f} core s), peak {peak / 1e6:.2f} GB, input {before / 1e6:.2f}; {plan.shown}"
             )
+
+
+def survivors(arguments: argparse.Namespace) -> None:
+    """Deciding who stays from five random pairs for each row, in one process: time and peak memory."""
+    for rows in arguments.rows:
+        rng = np.random.default_rng(0)
+        a = rng.integers(0, rows - 30, 5 * rows)
+        pairs = Pairs(a=a, b=a + rng.integers(1, 30, len(a)), similarity=rng.uniform(0.9, 1, len(a)))
+        rank = rng.permutation(rows)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found, wall, _ = timed(greedy, rows, pairs, rank)
+        _, groups, _ = timed(components, rows, pairs)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(f"{rows:,} rows, {len(pairs):,} pairs: greedy {wall:.1f} s ({found.kept.sum():,} kept), ", end="")
+        print(f"components {groups:.1f} s, peak {peak / 1e6:.2f} GB, input {before / 1e6:.2f}")
 
 
 def paper(arguments: argparse.Namespace) -> None:
