@@ -17,9 +17,10 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import yaml
 
-from tunemill.errors import ConfigError, DataError, RunFailed
+from tunemill.errors import ConfigError, DataError
 from tunemill.export.card import CardFacts, render
 from tunemill.export.config import ExportConfig
+from tunemill.hub import check_token, uploading
 from tunemill.store import Location, Manifest, StageStore
 
 __all__ = ["Exported", "export"]
@@ -56,7 +57,8 @@ def export(run: Location, config: ExportConfig, *, overwrite: bool = False) -> E
     output = run.join("export") if config.output is None else Location.of(config.output)
     if output.exists() and not overwrite:
         raise ConfigError(f"output {output.url}: already there; add --overwrite to replace it, or choose another --output")
-    _check_token(config)
+    if config.push_to_hub:
+        check_token("export.push_to_hub")
     schema = pq.read_schema(files[0].path, filesystem=files[0].fs)
     columns = _columns(schema, config, run)
     classes, counts = _labels(files, config.label_column if config.label_column in columns else None)
@@ -157,30 +159,18 @@ def _write(dataset: Any, card: str, output: Location, scratch: Path) -> None:
     os.replace(aside, output.path)
 
 
-def _check_token(config: ExportConfig) -> None:
-    import huggingface_hub
-
-    if config.push_to_hub and huggingface_hub.get_token() is None:
-        raise ConfigError("export.push_to_hub: there is no Hugging Face token; set HF_TOKEN or run: hf auth login")
-
-
 def _push(dataset: Any, card: str, config: ExportConfig) -> str:
     """Upload the splits, then the card with the hub's own metadata (which file is which split) kept in front."""
     from huggingface_hub import DatasetCard
 
-    # Also the error of a hub that cannot be reached; which HTTP library it comes from depends on the hub's version.
-    from huggingface_hub.errors import HTTPError
-
     name = str(config.push_to_hub)
-    try:
+    with uploading(f"export.push_to_hub {name!r}"):
         dataset.push_to_hub(name, private=config.private)
         made = DatasetCard.load(name)
         ours = DatasetCard(card, ignore_metadata_errors=True)
         merged = {**ours.data.to_dict(), **made.data.to_dict()}
         front = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)
         DatasetCard(f"---\n{front}---\n{ours.text}", ignore_metadata_errors=True).push_to_hub(name)
-    except HTTPError as error:
-        raise RunFailed(f"export.push_to_hub {name!r}: the hub did not take it ({str(error).splitlines()[0]})") from error
     return f"https://huggingface.co/datasets/{name}"
 
 

@@ -12,6 +12,7 @@ from tunemill.embedded import EMBEDDED_MODEL, resolve_model, smollm2_gguf
 from tunemill.errors import ConfigError, DataError, ResumeRefused
 from tunemill.finetune.config import FinetuneConfig
 from tunemill.finetune.data import Loaded
+from tunemill.hub import check_token
 from tunemill.store import Location
 
 __all__ = ["check_base_model", "check_checkpoints", "check_cluster", "check_config", "check_rows", "mark_done"]
@@ -34,7 +35,6 @@ def check_config(config: FinetuneConfig) -> None:
 
 
 def _check_push(name: str) -> None:
-    from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -42,8 +42,7 @@ def _check_push(name: str) -> None:
         validate_repo_id(name)
     except HFValidationError as error:
         raise ConfigError(f"finetune.push_to_hub is {name!r}; give a name such as my-organisation/my-adapter") from error
-    if get_token() is None:
-        raise ConfigError(f"finetune.push_to_hub {name!r}: there is no Hugging Face token; set HF_TOKEN or run: hf auth login")
+    check_token(f"finetune.push_to_hub {name!r}")
 
 
 def check_base_model(config: FinetuneConfig) -> tuple[str, Any]:

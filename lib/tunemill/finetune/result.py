@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from tunemill.config import essential
-from tunemill.errors import RunFailed
 from tunemill.finetune.config import FinetuneConfig
+from tunemill.hub import uploading
 from tunemill.store import Location
 
 __all__ = ["finish_adapter", "model_card", "push"]
@@ -97,10 +97,8 @@ def push(folder: Location, name: str) -> None:
     """
     from huggingface_hub import HfApi
 
-    # Also the error of a hub that cannot be reached; which HTTP library it comes from depends on the hub's version.
-    from huggingface_hub.errors import HTTPError
-
-    try:
+    stands = f"; the adapter stands in {folder.url}, and the same command tries again without training anew"
+    with uploading(f"finetune.push_to_hub {name!r}", then=stands):
         api = HfApi()
         api.create_repo(name, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="tunemill-") as aside:
@@ -109,8 +107,3 @@ def push(folder: Location, name: str) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.read_bytes())
             api.upload_folder(repo_id=name, folder_path=aside)
-    except HTTPError as error:
-        raise RunFailed(
-            f"finetune.push_to_hub {name!r}: the hub did not take it ({str(error).splitlines()[0][:200]}); "
-            f"the adapter stands in {folder.url}, and the same command tries again without training anew"
-        ) from error
