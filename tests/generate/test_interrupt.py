@@ -55,14 +55,20 @@ def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], lo
         time.sleep(0.02)
 
 
+def interrupted(folder: Path, mock: MockHandle, *, mean_s: float, requests: int) -> subprocess.Popen[bytes]:
+    """The command, with one SIGINT sent once the mock has seen so many requests of ``mean_s`` seconds each."""
+    mock.configure(MockConfig(latency=Latency(mean_s=mean_s)))
+    process = start(folder, mock)
+    wait_until(lambda: mock.stats().get("requests", 0) >= requests, process, folder / "log")
+    os.killpg(process.pid, signal.SIGINT)
+    return process
+
+
 @pytest.mark.timeout(400)
 def test_the_first_interrupt_keeps_what_is_paid_and_the_same_command_finishes(mock: MockHandle, tmp_path: Path) -> None:
     """No new calls, those in flight are kept, the last line says how to go on; the next run pays only for the rest."""
-    mock.configure(MockConfig(latency=Latency(mean_s=0.2)))
     log = tmp_path / "log"
-    process = start(tmp_path, mock)
-    wait_until(lambda: mock.stats().get("requests", 0) >= 8, process, log)
-    os.killpg(process.pid, signal.SIGINT)
+    process = interrupted(tmp_path, mock, mean_s=0.2, requests=8)
     assert process.wait(_PATIENCE_S) == 1
     assert "the same command goes on" in log.read_text().splitlines()[-1]
     assert "Traceback" not in log.read_text()
@@ -78,11 +84,8 @@ def test_the_first_interrupt_keeps_what_is_paid_and_the_same_command_finishes(mo
 @pytest.mark.timeout(200)
 def test_the_second_interrupt_leaves_at_once(mock: MockHandle, tmp_path: Path) -> None:
     """While calls hang, a second Ctrl-C ends the command without waiting for them, and it says how to go on."""
-    mock.configure(MockConfig(latency=Latency(mean_s=3600.0)))
     log = tmp_path / "log"
-    process = start(tmp_path, mock)
-    wait_until(lambda: mock.stats().get("requests", 0) >= 4, process, log)
-    os.killpg(process.pid, signal.SIGINT)
+    process = interrupted(tmp_path, mock, mean_s=3600.0, requests=4)
     wait_until(lambda: "no new calls" in log.read_text(), process, log)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(_PATIENCE_S) == 1

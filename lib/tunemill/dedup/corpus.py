@@ -25,6 +25,7 @@ __all__ = ["Corpus", "collect", "text_columns_of"]
 _EXCERPT_CHARS = 400
 _UNIT_TOLERANCE = 1e-3
 _NEVER_TOO_MANY = 100_000
+_BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,11 +224,11 @@ class _Group:
         """Float64 blocks [up to 8192, dims] of all rows in ``order``."""
         missing = np.concatenate(self._missing)
         place = np.cumsum(~missing) - 1
-        rows = self._spool.rows(self._width)
-        for start in _steps(len(order)):
-            wanted = order[start : start + 8192]
+        rows, dims = self._spool.rows(self._width), self.dims
+        for start in range(0, len(order), _BLOCK_ROWS):
+            wanted = order[start : start + _BLOCK_ROWS]
             there = ~missing[wanted]
-            block = np.zeros((len(wanted), self.dims))
+            block = np.zeros((len(wanted), dims))
             block[there, : self._width] = rows[place[wanted[there]]]
             block[~there, -1] = 1.0
             yield block
@@ -257,7 +258,3 @@ def _unit_rows(groups: list[_Group], order: np.ndarray, ids: np.ndarray, where: 
     if not groups:
         return np.zeros((len(order), 0), np.float32), 0
     return spool.rows(sum(group.dims for group in groups)), off_unit
-
-
-def _steps(n: int) -> Iterator[int]:
-    return iter(range(0, n, 8192))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -159,7 +158,7 @@ class Embedder:
         pass mostly wait for each other, and on one thread a vector does not depend on its batch.
         """
         if self._threads == 1:
-            yield lambda batch, items: functools.partial(_same, self._forward(batch, items))
+            yield self._forward_now
             return
         with ThreadPoolExecutor(self._threads, initializer=self._torch.set_num_threads, initargs=(1,)) as pool:
             yield lambda batch, items: pool.submit(self._forward, batch, items).result
@@ -167,6 +166,10 @@ class Embedder:
     @property
     def _threads(self) -> int:
         return int(self._torch.get_num_threads()) if self.device == "cpu" else 1
+
+    def _forward_now(self, batch: Batch, items: dict[int, Any]) -> Callable[[], Any]:
+        found = self._forward(batch, items)
+        return lambda: found
 
     def _forward(self, batch: Batch, items: dict[int, Any]) -> Any:
         """Unit vectors of a batch as a tensor [rows, d] on the device, perhaps still being computed."""
@@ -200,10 +203,6 @@ class Embedder:
             if least >= LEAST_COSINE or self._config.precision != "auto":
                 self._check |= {"precision": name, "least_cosine": round(least, 6)}
                 return
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 def pick_device(config: EmbedConfig) -> str:

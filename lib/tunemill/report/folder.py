@@ -6,6 +6,7 @@ what is there.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ class RunFolder:
     """Where each stage that has begun keeps its files."""
     manifests: dict[str, Manifest]
 
-    @property
+    @functools.cached_property
     def expected(self) -> list[str]:
         """The stages that the configuration asks for, or those that have begun, in order."""
         from tunemill.config import build
