@@ -8,7 +8,6 @@ slots against 3 in use, 1 against 2 threads, with and without the cache: all tex
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 import socket
@@ -71,10 +70,13 @@ def embedded_base_url(name: str, servers: int = 1) -> str:
     """
     import ray
 
+    key = (ray.get_runtime_context().get_job_id(), name, servers)
+    if key not in _actors:
+        _actors[key] = _start(*key)
     try:
-        return str(ray.get(_actor(ray.get_runtime_context().get_job_id(), name, servers).url.remote()))
+        return str(ray.get(_actors[key].url.remote()))
     except ray.exceptions.RayActorError as error:
-        _actor.cache_clear()
+        del _actors[key]
         raise RunFailed("the embedded model's server did not start or died; run the same command again") from error
 
 
@@ -82,18 +84,16 @@ def stop_embedded() -> None:
     """End the driver's embedded servers, if there are any, and free their memory."""
     import ray
 
-    for actor in _running:
+    for actor in _actors.values():
         ray.kill(actor)
-    _running.clear()
-    _actor.cache_clear()
+    _actors.clear()
 
 
-_running: list[Any] = []
+_actors: dict[tuple[str, str, int], Any] = {}
+"""Handles, which keep the actors alive: one for each Ray job (tests start several in one process), name and number of servers."""
 
 
-@functools.cache
-def _actor(job: str, name: str, servers: int) -> Any:
-    """The actor; the cached handle keeps it alive, one for each name and Ray job (tests start several in one process)."""
+def _start(job: str, name: str, servers: int) -> Any:
     import ray
 
     alone = sum(node["Alive"] for node in ray.nodes()) == 1
@@ -104,9 +104,7 @@ def _actor(job: str, name: str, servers: int) -> Any:
     # it reserves no CPU: with it, a two-core laptop would have none left for the callers that feed it.
     # The port is chosen here so that a restarted actor is found under the same address.
     options = {"name": f"{_NAME}-{job}-{name}", "num_cpus": 0, "max_restarts": 3, "max_concurrency": 4, "get_if_exists": True}
-    actor = ray.remote(EmbeddedServer).options(**options).remote(host, _free_port(host), threads)
-    _running.append(actor)
-    return actor
+    return ray.remote(EmbeddedServer).options(**options).remote(host, _free_port(host), threads)
 
 
 def _free_port(host: str) -> int:
