@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +18,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunemill.dedup.cells import Cells
 from tunemill.dedup.engine import all_pairs
 from tunemill.dedup.join import join
-from tunemill.dedup.memory import check_disk, check_shard, shard_bytes
+from tunemill.dedup.ledger import plan_bytes, read_plan, search_key
+from tunemill.dedup.memory import MemoryPlan, check_corpus, check_disk, shard_bytes
 from tunemill.dedup.pairs import Pairs, Vectors
-from tunemill.dedup.plan import SearchPlan, plan_search
-from tunemill.dedup.search import Found, in_process, search
-from tunemill.dedup.shards import Shard, cut, plan_bytes, read_plan
+from tunemill.dedup.plan import plan_search
+from tunemill.dedup.search import Found, search
+from tunemill.dedup.spread import Spread
+from tunemill.dedup.tasks import Here
 from tunemill.errors import ConfigError
 from tunemill.store import Location, StageStore
 
@@ -31,24 +37,40 @@ ROOT = Path(__file__).parents[2]
 THRESHOLD = 0.9
 
 
-def toy_search(folder: Path, shards: int, *, cells: int = 10, stop_after: int | None = None) -> tuple[Found, list[int]]:
-    """Search a fixed corpus; returns what was found and the numbers of the shards that ran. May kill this process."""
-    vectors = Vectors.of(corpus(rows=500, dims=12, centres=25, spread=0.25, copies=5, seed=1))
-    ran: list[int] = []
+class Recording(Here):
+    """Calls in this process; remembers the shards that ran, and kills the process before one of them if told to."""
 
-    def runner(todo: list[Shard], gather: object, record: object) -> None:
-        for shard in todo:
-            if stop_after is not None and len(ran) == stop_after:
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.ran: list[int] = []
+        self.stop_after = stop_after
+
+    def start(self, work: Any, *arguments: Any, returns: int = 1, device: str = "cpu") -> Any:
+        """Shards are started like every other call."""
+        if work.__name__ == "_compare":
+            if len(self.ran) == self.stop_after:
                 os.kill(os.getpid(), signal.SIGKILL)
-            in_process([shard], gather, record)  # type: ignore[arg-type]
-            ran.append(shard.number)
+            self.ran.append(arguments[1])
+        return super().start(work, *arguments, returns=returns, device=device)
 
-    plan = plan_search(vectors, [THRESHOLD], cells=cells)
-    fixed = np.zeros(len(vectors), dtype=bool)
-    found = search(
-        vectors, [THRESHOLD], ledger=Location.of(folder), runner=runner, fixed=fixed, max_pairs=10**6, shards=shards, plan=plan
+
+def searched(x: np.ndarray, folder: Path, *, threshold: float, shards: int | None, cells: int, tasks: Here, blocks: int) -> Found:
+    """Search rows that lie in blocks."""
+    vectors = Vectors.of(x)
+    plan = plan_search(vectors, [threshold], cells=min(cells, len(x)))
+    spread = dataclasses.replace(Spread.here(vectors, blocks), tasks=tasks)
+    fixed = np.zeros(len(x), dtype=bool)
+    return search(
+        spread, [threshold], ledger=Location.of(folder), fixed=fixed, max_pairs=10**6, shards=shards, plan=plan, memory_gb=1
     )
-    return found, ran
+
+
+def toy_search(
+    folder: Path, shards: int, *, cells: int = 10, stop_after: int | None = None, blocks: int = 3
+) -> tuple[Found, Pairs, list[int]]:
+    """Search a fixed corpus: what was found, its pairs, and the numbers of the shards that ran. May kill this process."""
+    x, tasks = corpus(rows=500, dims=12, centres=25, spread=0.25, copies=5, seed=1), Recording(stop_after)
+    found = searched(x, folder, threshold=THRESHOLD, shards=shards, cells=cells, tasks=tasks, blocks=blocks)
+    return found, found.pairs.pairs(len(x)), tasks.ran
 
 
 def as_list(pairs: Pairs) -> list[tuple[int, int, float]]:
@@ -63,11 +85,11 @@ def test_a_search_killed_in_the_middle_goes_on_with_the_missing_shards(tmp_path:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL
-    found, ran = toy_search(tmp_path / "a", 6)
+    found, pairs, ran = toy_search(tmp_path / "a", 6, blocks=5)
     assert ran == [*range(3, found.facts["shards"])]
     assert found.facts["shards_resumed"] == 3
-    undisturbed, _ = toy_search(tmp_path / "b", 6)
-    assert as_list(found.pairs) == as_list(undisturbed.pairs)
+    _, undisturbed, _ = toy_search(tmp_path / "b", 6)
+    assert as_list(pairs) == as_list(undisturbed)
 
 
 def test_the_command_killed_in_the_middle_of_the_search_goes_on(tmp_path: Path) -> None:
@@ -99,7 +121,7 @@ def test_the_command_killed_in_the_middle_of_the_search_goes_on(tmp_path: Path) 
 @pytest.mark.parametrize("cells", [0, 10])
 def test_any_number_of_shards_finds_the_same_pairs(tmp_path: Path, cells: int) -> None:
     """1, 2, 8 and more shards than cells agree bit for bit."""
-    answers = [as_list(toy_search(tmp_path / str(shards), shards, cells=cells)[0].pairs) for shards in (1, 2, 8, 30)]
+    answers = [as_list(toy_search(tmp_path / str(shards), shards, cells=cells)[1]) for shards in (1, 2, 8, 30)]
     assert answers[0]
     assert all(answer == answers[0] for answer in answers)
 
@@ -107,34 +129,51 @@ def test_any_number_of_shards_finds_the_same_pairs(tmp_path: Path, cells: int) -
 def test_a_changed_corpus_does_not_resume_from_an_old_ledger(tmp_path: Path) -> None:
     """Files of another search are removed, not used."""
     toy_search(tmp_path, 4)
-    _, again = toy_search(tmp_path, 4)
-    _, other = toy_search(tmp_path, 5)
+    again = toy_search(tmp_path, 4, blocks=2)[2]
+    other = toy_search(tmp_path, 5)[2]
     assert again == []
     assert other
     assert len({file.url.rsplit("/", 2)[-2] for file in Location.of(tmp_path).files()}) == 1
 
 
-@settings(max_examples=20, deadline=None)
-@given(shape=CORPUS, threshold=st.sampled_from([0.5, 0.9, 0.99]), shards=st.integers(1, 9), cells=st.sampled_from([0, 5]))
-def test_shards_of_any_corpus_unite_to_the_whole(shape: dict, threshold: float, shards: int, cells: int) -> None:
-    """Each shard runs on its own rows only, and together they give what one search gives."""
-    vectors = Vectors.of(corpus(**shape))
-    if len(vectors) < 2:
+def test_the_key_of_a_search_depends_on_rows_and_their_order_only() -> None:
+    """Blocks change nothing; a changed bit, two rows that trade places, or another code do."""
+    x = corpus(rows=50, dims=6, centres=5, spread=0.3, copies=0, seed=3)
+    code = np.zeros(50, np.uint8)
+
+    def key(rows: np.ndarray, blocks: int = 1, code: np.ndarray = code) -> str:
+        return search_key(Spread.here(Vectors.of(rows), blocks), code, 0.9)
+
+    changed, traded, other = x.copy(), x.copy(), code.copy()
+    changed[7, 3] = np.nextafter(changed[7, 3], np.float32(2))
+    traded[[3, 4]] = traded[[4, 3]]
+    other[2] = 1
+    assert key(x) == key(x, 4)
+    assert len({key(x), key(changed), key(traded), key(x, 1, other)}) == 4
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=CORPUS,
+    threshold=st.sampled_from([0.5, 0.9, 0.99]),
+    shards=st.integers(1, 9),
+    cells=st.sampled_from([0, 5]),
+    blocks=st.integers(1, 6),
+)
+def test_shards_of_any_corpus_in_any_blocks_unite_to_the_whole(
+    shape: dict, threshold: float, shards: int, cells: int, blocks: int
+) -> None:
+    """Each shard runs on pieces of blocks only, and together they give what one search gives."""
+    x = corpus(**shape)
+    if len(x) < 2:
         return
-    plan = plan_search(vectors, [threshold], cells=min(cells, len(vectors)))
-    code = np.zeros(len(vectors), np.uint8)
-    layout = search_layout(plan, vectors, threshold, shards)
-    seen: set[tuple[int, int, float]] = set()
-    for shard in cut(layout, shards, plan.centroids):
-        seen |= set(as_list(shard.work(vectors, code, plan, [threshold]).run()))
-    assert sorted(seen) == as_list(all_pairs(vectors, threshold, plan=plan, threads=1))
-
-
-def search_layout(plan: SearchPlan, vectors: Vectors, threshold: float, shards: int) -> object:
-    """The layout that the stage's search would use."""
-    from tunemill.dedup.search import lay_out_shards
-
-    return lay_out_shards(plan, vectors, [threshold], shards)
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"threshold": threshold, "shards": shards, "cells": cells, "tasks": Here(), "blocks": blocks}
+        book = searched(x, Path(folder), **options).pairs
+        whole = as_list(all_pairs(x, threshold, threads=1))
+        assert as_list(book.pairs(len(x))) == whole
+        ranges = [as_list(book.pairs(len(x), *bounds)) for bounds in book.ranges(10)]
+    assert [pair for part in ranges for pair in part] == whole
 
 
 @settings(max_examples=15, deadline=None)
@@ -143,9 +182,9 @@ def test_tiles_of_low_precision_find_the_same_pairs(shape: dict, threshold: floa
     """The tile scan that GPUs run gives, in bf16 and fp32, the pairs of the sketch scan."""
     vectors = Vectors.of(corpus(**shape))
     plan = plan_search(vectors, [threshold], cells=0)
-    layout = search_layout(plan, vectors, threshold, 2)
+    layout = Cells.one(len(vectors))
     code = np.random.default_rng(0).integers(0, 3, len(vectors)).astype(np.uint8)
-    expected = join(vectors, plan.sketch.of(vectors.rows), layout, [threshold], code=code)  # type: ignore[arg-type]
+    expected = join(vectors, plan.sketch.of(vectors.rows), layout, [threshold], code=code)
     found = join(vectors, None, layout, [threshold], code=code, device="cpu", precision=precision)  # type: ignore[arg-type]
     assert as_list(found) == as_list(expected)
 
@@ -159,14 +198,29 @@ def test_a_plan_survives_its_file() -> None:
     assert again.shown == plan.shown
 
 
-def test_a_shard_or_disk_that_is_too_small_is_refused(tmp_path: Path) -> None:
-    """The message names the setting to change."""
-    vectors = Vectors.of(corpus(rows=100, dims=8, centres=4, spread=0.2, copies=0, seed=0))
-    plan = plan_search(vectors, [0.9], cells=0)
-    [shard] = cut(search_layout(plan, vectors, 0.9, 1), 1, None)  # type: ignore[arg-type]
-    work = shard.work(vectors, np.zeros(100, np.uint8), plan, [0.9])
-    check_shard(work, shard_bytes(work))
-    with pytest.raises(ConfigError, match=r"dedup\.shards"):
-        check_shard(work, shard_bytes(work) / 2)
+def test_what_does_not_fit_is_refused_and_names_the_setting(tmp_path: Path) -> None:
+    """A shard, the pairs, the ids or the vectors that are too large are refused before anything starts."""
+    spread = Spread.here(Vectors.of(corpus(rows=100, dims=8, centres=4, spread=0.2, copies=0, seed=0)))
+    rows, entries = np.array([60, 100]), np.array([90, 150])
+    need_gb = float(shard_bytes(rows, entries, 8, 5, spread.tasks.threads).max()) / 1e9
+    assert MemoryPlan.of(rows, entries, spread, 5, need_gb * 1.01).at_once == 1
+    with pytest.raises(ConfigError, match=r"dedup\.shards: one shard of 100 rows"):
+        MemoryPlan.of(rows, entries, spread, 5, need_gb * 0.99)
     with pytest.raises(ConfigError, match=r"dedup\.max_pairs"):
         check_disk(Location.of(tmp_path / "not" / "there"), 1e18)
+    with pytest.raises(ConfigError, match=r"dedup\.memory_gb"):
+        check_corpus(10**9, 384, 1.0, 1e15)
+    with pytest.raises(ConfigError, match="object store"):
+        check_corpus(10**9, 384, 10**6, 1e9)
+
+
+def test_as_many_tasks_run_at_once_as_fit_on_the_nodes() -> None:
+    """Memory for three tasks on each of two nodes lets six of eight slots work."""
+    tasks = Recording()
+    tasks.slots, tasks.nodes = 8, 2  # type: ignore[misc]
+    vectors = Vectors.of(corpus(rows=100, dims=8, centres=4, spread=0.2, copies=0, seed=0))
+    spread = dataclasses.replace(Spread.here(vectors), tasks=tasks)
+    rows = np.full(20, 100)
+    need_gb = float(shard_bytes(rows, rows, 8, 5, tasks.threads).max()) / 1e9
+    assert MemoryPlan.of(rows, rows, spread, 5, 3.5 * need_gb).at_once == 6
+    assert MemoryPlan.of(rows, rows, spread, 5, 100 * need_gb).at_once == 8

@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 
 from tunemill.dedup.engine import all_pairs
 from tunemill.dedup.exact import collapse, normalised, text_key
+from tunemill.dedup.graph import PairGraph
 from tunemill.dedup.hot import find_hot, summarise
 from tunemill.dedup.pairs import Pairs, Vectors
-from tunemill.dedup.survivors import components, greedy, one_per_component, orphans, rank_of
+from tunemill.dedup.spread import Spread
+from tunemill.dedup.survivors import rank_of
+from tunemill.dedup.tasks import Here
 
 from .corpora import CORPUS, corpus
 
@@ -39,40 +42,57 @@ def by_the_book(n: int, pairs: Pairs, rank: np.ndarray) -> set[int]:
     return kept
 
 
+def in_parts(pairs: Pairs, rank: np.ndarray, parts: int) -> PairGraph:
+    """The graph with its pairs dealt out over parts, some of them twice."""
+    cards = np.array_split(np.random.default_rng(parts).permutation(len(pairs)), parts)
+    hands = [np.unique(np.concatenate([card, np.arange(0, len(pairs), 7)])) for card in cards]
+    dealt = [Pairs(a=pairs.a[hand], b=pairs.b[hand], similarity=pairs.similarity[hand]) for hand in hands]
+    return PairGraph.of(Here(), dealt, rank)
+
+
 @settings(max_examples=100, deadline=None)
-@given(graph=GRAPH)
-def test_greedy_keeps_a_row_unless_a_kept_row_of_higher_priority_is_near(graph: tuple[int, int, int]) -> None:
-    """The vectorised rule equals the plain one, leaves no orphan, and names kept survivors of higher priority."""
+@given(graph=GRAPH, parts=st.integers(1, 5), few=st.sampled_from([0, 3, 10**6]))
+def test_greedy_keeps_a_row_unless_a_kept_row_of_higher_priority_is_near(
+    graph: tuple[int, int, int], parts: int, few: int
+) -> None:
+    """The rule in rounds over any parts equals the plain one, leaves no orphan, and names the closest survivors above."""
     n = graph[0]
     pairs, rank = random_pairs(*graph)
-    found = greedy(n, pairs, rank)
+    whole = in_parts(pairs, rank, parts)
+    found = whole.greedy(few)
     assert set(np.flatnonzero(found.kept).tolist()) == by_the_book(n, pairs, rank)
-    assert len(orphans(found.kept, pairs)) == 0
+    assert len(whole.orphans(found.kept)) == 0
     dropped = np.flatnonzero(~found.kept)
     assert found.kept[found.survivor[dropped]].all()
     assert (rank[found.survivor[dropped]] < rank[dropped]).all()
-    assert np.isfinite(found.similarity[dropped]).all()
+    for row in dropped.tolist():
+        ends = [(pairs.a, pairs.b), (pairs.b, pairs.a)]
+        near = [(s, o) for mine, other in ends for s, o in zip(pairs.similarity[mine == row], other[mine == row], strict=True)]
+        above = [(similarity, -rank[other]) for similarity, other in near if found.kept[other] and rank[other] < rank[row]]
+        assert (found.similarity[row], -rank[found.survivor[row]]) == max(above)
 
 
-def test_greedy_decides_a_long_chain() -> None:
-    """A path in order of priority keeps every second row."""
-    n = 5001
+@pytest.mark.parametrize("few", [0, 10**6])
+def test_greedy_decides_a_long_chain(few: int) -> None:
+    """A path in order of priority keeps every second row, in rounds as in one go."""
+    n = 501
     pairs = Pairs(a=np.arange(n - 1), b=np.arange(1, n), similarity=np.ones(n - 1))
-    assert np.array_equal(np.flatnonzero(greedy(n, pairs, np.arange(n)).kept), np.arange(0, n, 2))
+    assert np.array_equal(np.flatnonzero(in_parts(pairs, np.arange(n), 3).greedy(few).kept), np.arange(0, n, 2))
 
 
 @settings(max_examples=50, deadline=None)
-@given(graph=GRAPH)
-def test_the_components_rule_keeps_the_best_row_of_each_component(graph: tuple[int, int, int]) -> None:
+@given(graph=GRAPH, parts=st.integers(1, 5))
+def test_the_components_rule_keeps_the_best_row_of_each_component(graph: tuple[int, int, int], parts: int) -> None:
     """One row stays for each connected component, the one of highest priority."""
-    n = graph[0]
     pairs, rank = random_pairs(*graph)
-    labels = components(n, pairs)
-    kept = one_per_component(labels, pairs, rank).kept
+    whole = in_parts(pairs, rank, parts)
+    labels = whole.components()
+    kept = whole.one_per_component(labels).kept
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         assert np.flatnonzero(kept[members]).tolist() == [int(rank[members].argmin())]
         assert label == members.min()
+    assert (labels[pairs.a] == labels[pairs.b]).all()
 
 
 @settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
@@ -93,15 +113,16 @@ def test_a_summary_of_hot_pairs_answers_like_the_full_list(shape: dict, threshol
     code = stays.astype(np.uint8)
     full = all_pairs(vectors, threshold, code=code, threads=1)
     code[hot] |= 2
-    short = summarise(vectors, hot, all_pairs(vectors, threshold, code=code, threads=1), rank, threshold, fixed=stays)
+    short = summarise(vectors.take(hot), hot, all_pairs(vectors, threshold, code=code, threads=1), rank, threshold, fixed=stays)
     assert set(zip(short.a, short.b, strict=True)) <= set(zip(full.a, full.b, strict=True))
-    expected, answer = greedy(len(x), full, rank), greedy(len(x), short, rank)
+    whole, part = PairGraph.here(full, rank), PairGraph.here(short, rank)
+    expected, answer = whole.greedy(), part.greedy()
     assert np.array_equal(expected.kept, answer.kept)
     assert np.allclose(expected.similarity, answer.similarity, atol=1e-6, equal_nan=True)
-    labels = components(len(x), full)
-    assert np.array_equal(labels, components(len(x), short))
-    alone = one_per_component(labels, full, rank).kept
-    assert np.array_equal(orphans(alone, full), orphans(alone, short))
+    labels = whole.components()
+    assert np.array_equal(labels, part.components())
+    alone = whole.one_per_component(labels).kept
+    assert np.array_equal(whole.orphans(alone), part.orphans(alone))
 
 
 def test_hot_rows_are_chosen_so_that_few_pairs_are_left() -> None:
@@ -110,7 +131,7 @@ def test_hot_rows_are_chosen_so_that_few_pairs_are_left() -> None:
     mass = rng.normal(size=24) + 0.05 * rng.normal(size=(1500, 24))
     x = np.vstack([mass, rng.normal(size=(1500, 24))]).astype(np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    hot = find_hot(Vectors.of(x), 0.95, 20_000)
+    hot = find_hot(Spread.here(Vectors.of(x), 3), 0.95, 20_000)
     assert set(hot.tolist()) <= set(range(1500))
     assert len(hot) > 1400
 

@@ -1,4 +1,4 @@
-"""Which rows can meet: k-means cells with a halo, or plain chunks when cells do not pay.
+"""Which rows can meet: k-means cells with a halo, or all rows in one cell when cells do not pay.
 
 Each row has one home cell. It also visits every cell B whose bisector with its home A is no farther
 than half the largest distance r at which two rows are a pair. Of a pair in different cells one row
@@ -8,42 +8,40 @@ r. So it is enough to compare the rows at home in a cell with each other and wit
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from tunemill.dedup.threads import faiss_gpus, side_by_side
 
-__all__ = ["Cells", "Chunks", "Layout", "assign", "halo_radius", "k_means"]
+__all__ = ["Cells", "Meeting", "assign", "grouped", "halo_radius", "k_means"]
 
 _BLOCK = 4096
 _SCORE_SLACK = 1e-5
 _RADIUS_SLACK = 5e-4
 
 
-class Layout(Protocol):
-    """Cells of row positions: who is at home and who visits."""
-
-    @property
-    def count(self) -> int:
-        """Number of cells."""
-
-    def home(self, cell: int) -> np.ndarray:
-        """Rows at home in the cell."""
-
-    def visitors(self, cell: int) -> np.ndarray:
-        """Rows of other cells that can pair with a row at home here."""
-
-
 @dataclass(frozen=True)
 class Cells:
-    """K-means cells: ``home_rows`` and ``visitor_rows`` grouped by cell, with K + 1 offsets each."""
+    """``home_rows`` and ``visitor_rows`` grouped by cell, with K + 1 offsets each.
+
+    Rows at home are compared with each other and with the visitors, but only with the visitors in cells
+    that ``apart`` (bool [K], None: none) marks.
+    """
 
     home_rows: np.ndarray
     home_offsets: np.ndarray
     visitor_rows: np.ndarray
     visitor_offsets: np.ndarray
+    apart: np.ndarray | None = None
+
+    @classmethod
+    def one(cls, rows: int) -> Cells:
+        """All rows at home in one cell: brute force."""
+        none = np.zeros(2, np.int64)
+        return cls(np.arange(rows, dtype=np.int32), np.array([0, rows]), np.zeros(0, np.int32), none)
 
     @property
     def count(self) -> int:
@@ -58,26 +56,25 @@ class Cells:
         """Rows of other cells near the cell's borders."""
         return self.visitor_rows[self.visitor_offsets[cell] : self.visitor_offsets[cell + 1]]
 
+    def parts(self, size: int, cells: Iterable[int] | None = None) -> Iterator[tuple[int, int]]:
+        """Each cell in parts of up to ``size`` rows at home, as (cell, first row)."""
+        for cell in range(self.count) if cells is None else cells:
+            yield from ((cell, start) for start in range(0, len(self.home(cell)), size))
 
-@dataclass(frozen=True)
-class Chunks:
-    """Brute force as cells: chunks of ``size`` consecutive rows, each visited by all rows after it."""
+    def meeting(self, cell: int, start: int, size: int) -> Meeting:
+        """What to compare for one part, so that each two rows of the cell are compared in one of its parts."""
+        home, visitors = self.home(cell), self.visitors(cell)
+        apart = self.apart is not None and bool(self.apart[cell])
+        later = visitors if apart else np.concatenate([home[start + size :], visitors])
+        return Meeting(home[start : start + size], later, apart)
 
-    rows: int
-    size: int
 
-    @property
-    def count(self) -> int:
-        """Number of chunks."""
-        return -(-self.rows // self.size)
+class Meeting(NamedTuple):
+    """Rows at home to compare with visitors and, unless they are ``apart``, with each other."""
 
-    def home(self, cell: int) -> np.ndarray:
-        """The chunk's rows."""
-        return np.arange(cell * self.size, min((cell + 1) * self.size, self.rows))
-
-    def visitors(self, cell: int) -> np.ndarray:
-        """All later rows."""
-        return np.arange(min((cell + 1) * self.size, self.rows), self.rows)
+    home: np.ndarray
+    visitors: np.ndarray
+    apart: bool
 
 
 def halo_radius(threshold: float) -> float:
@@ -103,8 +100,13 @@ def k_means(sketches: np.ndarray, cells: int, *, iterations: int, seed: int) -> 
     return np.asarray(clustering.centroids, dtype=np.float32).reshape(cells, sketches.shape[1])
 
 
-def assign(sketches: np.ndarray, centroids: np.ndarray, threshold: float, threads: int = 1) -> Cells:
-    """Lay rows into cells with their halo for pairs at or above ``threshold``."""
+def assign(
+    sketches: np.ndarray, centroids: np.ndarray, threshold: float, threads: int = 1, *, homes: np.ndarray | None = None
+) -> Cells:
+    """Lay rows into cells with their halo for pairs at or above ``threshold``.
+
+    ``homes`` gives the home cells found before: another processor may break a tie in the last bit another way.
+    """
     half_norms = np.einsum("ij,ij->i", centroids, centroids) / 2
     squared = np.maximum(2 * (half_norms[:, None] + half_norms[None, :] - centroids @ centroids.T), 0)
     reach = (np.sqrt(squared) * halo_radius(threshold) + _SCORE_SLACK).astype(np.float32)
@@ -113,7 +115,7 @@ def assign(sketches: np.ndarray, centroids: np.ndarray, threshold: float, thread
     def block(start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         scores = sketches[start : start + _BLOCK] @ centroids.T
         scores -= half_norms
-        home = scores.argmax(axis=1)
+        home = scores.argmax(axis=1) if homes is None else homes[start : start + _BLOCK]
         own = scores[np.arange(len(home)), home]
         # (own - score) / |c_A - c_B| is the row's distance to the bisector.
         scores += reach[home]
@@ -121,14 +123,12 @@ def assign(sketches: np.ndarray, centroids: np.ndarray, threshold: float, thread
         return home, row + start, cell
 
     found = side_by_side(block, range(0, len(sketches), _BLOCK), threads)
-    home = np.concatenate([part[0] for part in found])
-    visitors = np.concatenate([part[1] for part in found])
-    visited = np.concatenate([part[2] for part in found])
-    home_rows, home_offsets = _grouped(np.arange(len(home)), home, len(centroids))
-    visitor_rows, visitor_offsets = _grouped(visitors, visited, len(centroids))
-    return Cells(home_rows, home_offsets, visitor_rows, visitor_offsets)
+    home, visitors, visited = (np.concatenate(parts) for parts in zip(*found, strict=True)) if found else [np.zeros(0, int)] * 3
+    everyone = np.arange(len(home))
+    return Cells(*grouped(everyone, home, len(centroids)), *grouped(visitors, visited, len(centroids)))
 
 
-def _grouped(rows: np.ndarray, cell: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def grouped(rows: np.ndarray, cell: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows int32 sorted by their cell, and the ``count`` + 1 offsets of the cells."""
     order = np.argsort(cell.astype(np.int32), kind="stable")
     return rows[order].astype(np.int32), np.searchsorted(cell[order], np.arange(count + 1))

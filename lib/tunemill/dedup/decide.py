@@ -1,14 +1,16 @@
-"""From pairs to a decision for every row: copies, near-duplicates and rows near fixed ones. Pure."""
+"""From pairs to a decision for every row: copies, near-duplicates and rows near fixed ones."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 
 from tunemill.dedup.config import DedupConfig
-from tunemill.dedup.pairs import Pairs, Vectors
-from tunemill.dedup.survivors import Survivors, components, greedy, one_per_component, orphans
+from tunemill.dedup.graph import PairGraph
+from tunemill.dedup.spread import Spread
+from tunemill.dedup.survivors import Survivors
 
 __all__ = ["Decision", "Rows", "decide"]
 
@@ -42,18 +44,17 @@ class Decision:
     rules: dict[str, dict[str, int]]
 
 
-def decide(config: DedupConfig, vectors: Vectors, pairs: Pairs, rows: Rows) -> Decision:
-    """Apply the rule at the threshold; only rows that stand for themselves have pairs."""
+def decide(config: DedupConfig, spread: Spread, graph: PairGraph, rows: Rows) -> Decision:
+    """Apply the rule to the pairs at the threshold; only rows that stand for themselves have pairs."""
     n = len(rows.rank)
-    close = pairs if config.text_thresholds else pairs.at_least(config.threshold)
-    labels = components(n, close)
-    by_rule = {"greedy": greedy(n, close, rows.rank), "components": one_per_component(labels, close, rows.rank, rows.fixed)}
+    labels = graph.components()
+    by_rule = {"greedy": graph.greedy(), "components": graph.one_per_component(labels, rows.fixed)}
     copies = rows.stands_for != np.arange(n)
     rules = {
-        name: {"removed": int((~found.kept | copies).sum()), "orphans": len(orphans(found.kept, close))}
+        name: {"removed": int((~found.kept | copies).sum()), "orphans": len(graph.orphans(found.kept))}
         for name, found in by_rule.items()
     }
-    chosen = _near_protected_first(_with_direct_similarity(by_rule[config.rule], vectors), close, rows.protected)
+    chosen = _near_protected_first(_with_direct_similarity(by_rule[config.rule], spread), graph, rows.protected)
     leader = rows.stands_for
     stays = chosen.kept[leader]
     kept = chosen.kept & ~copies
@@ -72,27 +73,25 @@ def decide(config: DedupConfig, vectors: Vectors, pairs: Pairs, rows: Rows) -> D
     )
 
 
-def _near_protected_first(found: Survivors, close: Pairs, protected: np.ndarray) -> Survivors:
+def _near_protected_first(found: Survivors, graph: PairGraph, protected: np.ndarray) -> Survivors:
     """A row near a protected row points at the most similar one of them, whoever else is near."""
     if not protected.any():
         return found
+    best = graph.best(protected, ~found.kept)
     survivor, similarity = found.survivor.copy(), found.similarity.copy()
-    order = np.argsort(close.similarity, kind="stable")
-    for ends, others in ((close.a[order], close.b[order]), (close.b[order], close.a[order])):
-        hit = protected[ends] & ~found.kept[others]
-        better = hit & ~(protected[survivor[others]] & (similarity[others] >= close.similarity[order]))
-        survivor[others[better]] = ends[better]
-        similarity[others[better]] = close.similarity[order][better]
-    return Survivors(kept=found.kept, survivor=survivor, similarity=similarity)
+    survivor[best.lower], similarity[best.lower] = best.higher, best.similarity
+    return dataclasses.replace(found, survivor=survivor, similarity=similarity)
 
 
-def _with_direct_similarity(found: Survivors, vectors: Vectors) -> Survivors:
+def _with_direct_similarity(found: Survivors, spread: Spread) -> Survivors:
     """Survivors under ``components`` may lie below the floor: their similarity is computed."""
     unknown = np.flatnonzero(~found.kept & np.isnan(found.similarity))
+    if not len(unknown) or not sum(spread.widths):
+        return found
+    rows, at = np.unique(np.concatenate([unknown, found.survivor[unknown]]), return_inverse=True)
     similarity = found.similarity.copy()
-    if len(unknown) and vectors.rows.shape[1]:
-        similarity[unknown] = vectors.similarity(unknown, found.survivor[unknown])
-    return Survivors(kept=found.kept, survivor=found.survivor, similarity=similarity)
+    similarity[unknown] = spread.vectors_at(rows).similarity(at[: len(unknown)], at[len(unknown) :])
+    return dataclasses.replace(found, similarity=similarity)
 
 
 def _smallest_member(group: np.ndarray) -> np.ndarray:

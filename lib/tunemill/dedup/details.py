@@ -10,29 +10,28 @@ import numpy as np
 from tunemill.dedup.config import DedupConfig
 from tunemill.dedup.corpus import Corpus
 from tunemill.dedup.decide import Decision
-from tunemill.dedup.pairs import Pairs
+from tunemill.dedup.listing import Listing
 
 __all__ = ["details_of"]
 
 _LARGEST = 10
 _TEXTS = 5
-_EXAMPLES = 8
-_BINS = 20
 
 
 def details_of(
-    config: DedupConfig, corpus: Corpus, pairs: Pairs, decision: Decision, *, floor: float, engine: dict[str, Any]
+    config: DedupConfig, corpus: Corpus, listing: Listing, decision: Decision, *, floor: float, engine: dict[str, Any]
 ) -> dict[str, Any]:
     """The manifest's details, plain and small. Positions from ``len(corpus)`` on are fixed rows; they are not counted."""
-    n = len(corpus)
-    decision = _of_corpus(decision, n)
+    decision = _of_corpus(decision, len(corpus))
     reasons = decision.reason[~decision.kept]
-    among = (pairs.a < n) & (pairs.b < n)
-    pairs = Pairs(a=pairs.a[among], b=pairs.b[among], similarity=pairs.similarity[among])
+    groups = _largest_groups(decision)
+    shown = [row for _, members in groups for row in members.tolist()]
+    close = [end for pairs in (listing.above, listing.below) for ends in (pairs.a, pairs.b) for end in ends.tolist()]
+    texts = corpus.spread.excerpts_at([*shown, *close])
     return {
         "threshold": config.threshold,
         "pair_floor": floor,
-        "pairs": len(pairs),
+        "pairs": listing.count,
         "exact_duplicates": int((reasons == "exact_duplicate").sum()),
         "near_duplicates": int((reasons == "near_duplicate").sum()),
         "near_protected": int((reasons == "near_protected").sum()),
@@ -41,9 +40,12 @@ def details_of(
         "engine": engine,
         "rules": decision.rules,
         "groups": _group_sizes(decision),
-        "largest_groups": _largest_groups(corpus, decision),
-        "near_threshold": _near_threshold(corpus, pairs, config.threshold),
-        "similarity_histogram": _histogram(pairs, floor),
+        "largest_groups": [_group(corpus, decision, name, members, texts) for name, members in groups],
+        "near_threshold": _near_threshold(corpus, listing, texts),
+        "similarity_histogram": {
+            "edges": [round(float(edge), 6) for edge in listing.edges],
+            "counts": [int(count) for count in listing.counts],
+        },
     }
 
 
@@ -70,45 +72,39 @@ def _group_sizes(decision: Decision) -> dict[str, int]:
     return {str(size): int(count) for size, count in zip(sizes, times, strict=True)}
 
 
-def _largest_groups(corpus: Corpus, decision: Decision) -> list[dict[str, Any]]:
+def _largest_groups(decision: Decision) -> list[tuple[int, np.ndarray]]:
+    """Name and a few rows, kept ones first, of the largest groups."""
     names, counts = np.unique(decision.group, return_counts=True)
-    largest = [i for i in np.lexsort((names, -counts))[:_LARGEST] if counts[i] > 1]
-    shown = []
-    for i in largest:
-        members = np.flatnonzero(decision.group == names[i])
-        some = np.concatenate([members[decision.kept[members]], members[~decision.kept[members]]])[:_TEXTS]
-        shown.append(
-            {
-                "group": str(corpus.ids[names[i]]),
-                "size": int(counts[i]),
-                "kept": int(decision.kept[members].sum()),
-                "texts": [
-                    {"id": str(corpus.ids[row]), "text": corpus.excerpts[int(row)].as_py(), "kept": bool(decision.kept[row])}
-                    for row in some
-                ],
-            }
-        )
-    return shown
+    found = []
+    for i in np.lexsort((names, -counts))[:_LARGEST]:
+        if counts[i] > 1:
+            members = np.flatnonzero(decision.group == names[i])
+            kept = decision.kept[members]
+            found.append((int(names[i]), np.concatenate([members[kept], members[~kept]])[:_TEXTS]))
+    return found
 
 
-def _near_threshold(corpus: Corpus, pairs: Pairs, threshold: float) -> list[dict[str, Any]]:
+def _group(corpus: Corpus, decision: Decision, name: int, some: np.ndarray, texts: dict[int, str]) -> dict[str, Any]:
+    members = decision.group == name
+    return {
+        "group": str(corpus.ids[name]),
+        "size": int(members.sum()),
+        "kept": int(decision.kept[members].sum()),
+        "texts": [{"id": str(corpus.ids[row]), "text": texts[row], "kept": bool(decision.kept[row])} for row in some.tolist()],
+    }
+
+
+def _near_threshold(corpus: Corpus, listing: Listing, texts: dict[int, str]) -> list[dict[str, Any]]:
     """The pairs just above and just below the threshold, to judge it by eye."""
-    order = np.argsort(np.abs(pairs.similarity - threshold), kind="stable")
-    above = [i for i in order if pairs.similarity[i] >= threshold][:_EXAMPLES]
-    below = [i for i in order if pairs.similarity[i] < threshold][:_EXAMPLES]
-    chosen = sorted([*above, *below], key=lambda i: -pairs.similarity[i])
-    return [
+    shown = [
         {
-            "a": corpus.excerpts[int(pairs.a[i])].as_py(),
-            "b": corpus.excerpts[int(pairs.b[i])].as_py(),
-            "id_a": str(corpus.ids[pairs.a[i]]),
-            "id_b": str(corpus.ids[pairs.b[i]]),
-            "similarity": float(pairs.similarity[i]),
+            "a": texts[a],
+            "b": texts[b],
+            "id_a": str(corpus.ids[a]),
+            "id_b": str(corpus.ids[b]),
+            "similarity": similarity,
         }
-        for i in chosen
+        for pairs in (listing.above, listing.below)
+        for a, b, similarity in zip(pairs.a.tolist(), pairs.b.tolist(), pairs.similarity.tolist(), strict=True)
     ]
-
-
-def _histogram(pairs: Pairs, floor: float) -> dict[str, list[float]]:
-    counts, edges = np.histogram(pairs.similarity, bins=_BINS, range=(min(floor, 0.999), 1.0))
-    return {"edges": [round(float(edge), 6) for edge in edges], "counts": [int(count) for count in counts]}
+    return sorted(shown, key=lambda pair: -float(pair["similarity"]))

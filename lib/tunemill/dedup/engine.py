@@ -11,15 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tunemill.dedup.cells import Chunks, Layout, assign
+from tunemill.dedup.cells import Cells, assign
 from tunemill.dedup.join import join
 from tunemill.dedup.pairs import Pairs, Vectors
 from tunemill.dedup.plan import SearchPlan, plan_search
 from tunemill.dedup.threads import cores
 
 __all__ = ["all_pairs", "lay_out"]
-
-_CHUNK = 2048
 
 
 def all_pairs(
@@ -45,8 +43,8 @@ def all_pairs(
     return join(rows, sketches, layout, thresholds, code=code, threads=threads)
 
 
-def lay_out(plan: SearchPlan, sketches: np.ndarray, thresholds: Sequence[float], threads: int) -> Layout:
+def lay_out(plan: SearchPlan, sketches: np.ndarray, thresholds: Sequence[float], threads: int) -> Cells:
     """The cells of a plan, filled with rows."""
     if plan.centroids is None:
-        return Chunks(len(sketches), _CHUNK)
+        return Cells.one(len(sketches))
     return assign(sketches, plan.centroids, float(np.mean(thresholds)), threads)

@@ -18,8 +18,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from tunemill.dedup.pairs import Pairs, Vectors, unique_pairs
-from tunemill.dedup.sketch import SLACK, fit
-from tunemill.dedup.survivors import components, greedy_mask, oriented
+from tunemill.dedup.sketch import SLACK, Sketch, fit
+from tunemill.dedup.spread import Block, Spread
+from tunemill.dedup.survivors import Edges, greedy_mask, labels_of, oriented
 
 __all__ = ["find_hot", "summarise"]
 
@@ -28,23 +29,21 @@ _SKETCH = 64
 _ROWS = 1024
 _COLUMNS = 4096
 
-Edges = list[tuple[np.ndarray, np.ndarray]]
+Ends = list[tuple[np.ndarray, np.ndarray]]
 
 
-def find_hot(vectors: Vectors, threshold: float, max_pairs: int, *, seed: int = 0) -> np.ndarray:
+def find_hot(spread: Spread, threshold: float, max_pairs: int, *, seed: int = 0) -> np.ndarray:
     """Positions of the rows to treat as hot, so that about ``max_pairs`` pairs are left to list.
 
     Degrees are estimated from a sample, and from above; a wrong guess costs time or disk, never a wrong answer.
     """
-    n = len(vectors)
-    rows = np.sort(np.random.default_rng(seed).choice(n, min(n, _SAMPLE), replace=False))
-    rotation = fit(vectors.rows[rows], len(vectors.widths))
+    n = len(spread)
+    rows = spread.rows_at(np.sort(np.random.default_rng(seed).choice(n, min(n, _SAMPLE), replace=False)))
+    rotation = fit(rows, len(spread.widths))
     sketch = rotation.narrowed(min(_SKETCH, rotation.basis.shape[1]))
-    probes = sketch.of(vectors.rows[rows])
     degree = np.empty(n, np.int64)
-    for start in range(0, n, _COLUMNS):
-        scores = sketch.of(vectors.rows[start : start + _COLUMNS]) @ probes.T
-        degree[start : start + _COLUMNS] = np.count_nonzero(scores >= threshold - SLACK, axis=1)
+    for places, found in spread.all(_degrees, sketch, sketch.of(rows), threshold):
+        degree[places] = found
     # Each listed pair has at least one end that is not hot: list the rows of low degree first.
     order = np.argsort(degree, kind="stable")
     listed = np.cumsum(np.maximum(degree[order] - 1, 0) * (n / len(rows)))
@@ -53,68 +52,93 @@ def find_hot(vectors: Vectors, threshold: float, max_pairs: int, *, seed: int = 
     return np.flatnonzero(degree >= degree[over].min() / 2) if len(over) else over
 
 
+def _degrees(
+    block: Block, places: np.ndarray, sketch: Sketch, probes: np.ndarray, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of a block's rows, and near how many probes each may be."""
+    rows = np.flatnonzero(places >= 0)
+    degree = np.empty(len(rows), np.int64)
+    for start in range(0, len(rows), _COLUMNS):
+        scores = sketch.of(block.rows[rows[start : start + _COLUMNS]]) @ probes.T
+        degree[start : start + _COLUMNS] = np.count_nonzero(scores >= threshold - SLACK, axis=1)
+    return places[rows], degree
+
+
 def summarise(
     vectors: Vectors, hot: np.ndarray, pairs: Pairs, rank: np.ndarray, threshold: float, *, fixed: np.ndarray | None = None
 ) -> Pairs:
-    """``pairs`` (all but those between two hot rows) with the edges that stand for the pairs left out.
+    """``pairs`` of n rows (all but those between two hot rows) with the edges that stand for the pairs left out.
 
-    ``fixed`` bool [n] marks rows that stay whatever they are near to; pairs of two of them do not count.
+    ``vectors`` are those of the ``hot`` rows (positions, ascending). ``fixed`` bool [n] marks rows that stay whatever they
+    are near to; pairs of two of them do not count.
     """
-    stays = np.zeros(len(vectors), dtype=bool) if fixed is None else fixed
+    n = len(rank)
+    stays = np.zeros(n, dtype=bool) if fixed is None else fixed
     lines = hot[np.argsort(rank[hot])]
-    copies, originals = _identical(vectors, lines, stays)
+    block = _Hot(vectors, hot, threshold, stays)
+    copies, originals = _identical(block, lines, stays)
     lines = lines[~np.isin(lines, copies)]
-    block = _Block(vectors, threshold, stays)
-    edges: Edges = [(originals, copies)]
+    edges: Ends = [(originals, copies)]
     close = pairs.at_least(threshold)
     kept = ~_greedy(block, lines, copies, close, rank)
     edges += _to_survivors(block, hot, kept, rank)
-    labels = components(len(vectors), _joined(vectors, close, edges))
+    labels = _components(_joined(block, close, edges), n)
     edges += _connecting(block, lines, labels)
-    labels = components(len(vectors), _joined(vectors, close, edges))
+    labels = _components(_joined(block, close, edges), n)
     edges += _from_leaders(block, hot, labels, rank)
-    return _joined(vectors, pairs, edges)
+    return _joined(block, pairs, edges)
 
 
-class _Block:
-    """Which of some rows are pairs with which of others; decided in float32 and, close to the threshold, in float64."""
+class _Hot:
+    """Which hot rows are pairs with which others; decided in float32 and, close to the threshold, in float64."""
 
-    def __init__(self, vectors: Vectors, threshold: float, stays: np.ndarray) -> None:
+    def __init__(self, vectors: Vectors, hot: np.ndarray, threshold: float, stays: np.ndarray) -> None:
         self._vectors, self._threshold, self._stays = vectors, threshold, stays
+        self._at = np.full(len(stays), -1, np.int64)
+        self._at[hot] = np.arange(len(hot))
+        self.n = len(stays)
+
+    def rows(self, positions: np.ndarray | int) -> np.ndarray:
+        """Vectors of hot rows."""
+        return self._vectors.rows[self._at[positions]]
+
+    def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Float64 [p], as in :meth:`Vectors.similarity`."""
+        return self._vectors.similarity(self._at[a], self._at[b])
 
     def scores(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Float32 [rows, others]: the cosine where the two are a pair, -2 elsewhere."""
         widths, start = self._vectors.widths, 0
-        left, right = self._vectors.rows[rows], self._vectors.rows[others]
+        left, right = self.rows(rows), self.rows(others)
         scores = np.full((len(rows), len(others)), 2, np.float32)
         for width in widths:
             np.minimum(scores, left[:, start : start + width] @ right[:, start : start + width].T, out=scores)
             start += width
         i, j = np.nonzero(np.abs(scores - np.float32(self._threshold)) < SLACK)
         if len(i):
-            sure = self._vectors.similarity(rows[i], others[j]) >= self._threshold
+            sure = self.similarity(rows[i], others[j]) >= self._threshold
             scores[i, j] = np.where(sure, np.float32(self._threshold), -2)
         scores[scores < np.float32(self._threshold)] = -2
         scores[np.ix_(self._stays[rows], self._stays[others])] = -2
         return scores
 
 
-def _identical(vectors: Vectors, lines: np.ndarray, stays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _identical(block: _Hot, lines: np.ndarray, stays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Free rows whose vector is that of an earlier free row, and those earlier rows: such copies are always dropped."""
     first: dict[bytes, int] = {}
-    free = lines[~stays[lines]].tolist()
-    originals = np.array([first.setdefault(vectors.rows[row].tobytes(), row) for row in free], np.int64)
+    free = lines[~stays[lines]]
+    originals = np.array([first.setdefault(block.rows(row).tobytes(), row) for row in free.tolist()], np.int64)
     copied = originals != free
-    return np.array(free, np.int64)[copied], originals[copied]
+    return free[copied], originals[copied]
 
 
-def _greedy(block: _Block, lines: np.ndarray, copies: np.ndarray, close: Pairs, rank: np.ndarray) -> np.ndarray:
+def _greedy(block: _Hot, lines: np.ndarray, copies: np.ndarray, close: Pairs, rank: np.ndarray) -> np.ndarray:
     """Dropped rows, bool [n]: rows in order of priority, a chunk of hot rows and all others in their range at a time."""
     dropped = np.zeros(len(rank), dtype=bool)
     dropped[copies] = True
-    higher, lower = oriented(close, rank)
-    order = np.argsort(rank[lower], kind="stable")
-    higher, lower = higher[order], lower[order]
+    edges = oriented(close, rank)
+    order = np.argsort(rank[edges.lower], kind="stable")
+    higher, lower = edges.higher[order], edges.lower[order]
     lower_rank = rank[lower]
     kept_hot = np.zeros(0, np.int64)
     done = 0
@@ -132,13 +156,14 @@ def _greedy(block: _Block, lines: np.ndarray, copies: np.ndarray, close: Pairs, 
         above = np.concatenate([above[~settled], open_[i]])
         below = np.concatenate([below[~settled], open_[j]])
         live = ~dropped[above] & ~dropped[below]
-        dropped |= ~greedy_mask(len(rank), above[live], below[live], rank)
+        undecided = Edges(higher=above[live], lower=below[live], similarity=np.ones(int(live.sum())))
+        dropped |= ~greedy_mask(len(rank), undecided, rank)
         kept_hot = np.concatenate([kept_hot, open_[~dropped[open_]]])
         done = end
     return dropped
 
 
-def _to_survivors(block: _Block, hot: np.ndarray, kept: np.ndarray, rank: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _to_survivors(block: _Hot, hot: np.ndarray, kept: np.ndarray, rank: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The edge from each dropped hot row to its most similar kept hot row of higher priority."""
     kept_hot, dropped_hot = hot[kept[hot]], hot[~kept[hot]]
     for rows in _parts(dropped_hot, _ROWS):
@@ -154,7 +179,7 @@ def _to_survivors(block: _Block, hot: np.ndarray, kept: np.ndarray, rank: np.nda
         yield best[found], rows[found]
 
 
-def _connecting(block: _Block, lines: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _connecting(block: _Hot, lines: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Edges that unite components. Only rows outside the largest one have to be looked at, against all."""
     labels = labels.copy()
     if not len(lines):
@@ -184,12 +209,10 @@ def _largest(labels: np.ndarray, lines: np.ndarray) -> int:
 
 def _united(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     low, high = np.minimum(labels[a], labels[b]), np.maximum(labels[a], labels[b])
-    return components(len(labels), Pairs(a=low, b=high, similarity=np.ones(len(low))))[labels]
+    return labels_of(len(labels), low, high)[labels]
 
 
-def _from_leaders(
-    block: _Block, hot: np.ndarray, labels: np.ndarray, rank: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _from_leaders(block: _Hot, hot: np.ndarray, labels: np.ndarray, rank: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Every edge between hot rows that starts at the row of highest priority in its component."""
     best = np.full(len(labels), len(labels), np.int64)
     np.minimum.at(best, labels, rank)
@@ -202,14 +225,18 @@ def _from_leaders(
             yield np.repeat(leader, len(close)), close
 
 
-def _joined(vectors: Vectors, pairs: Pairs, edges: Edges) -> Pairs:
+def _components(pairs: Pairs, n: int) -> np.ndarray:
+    return labels_of(n, pairs.a, pairs.b)
+
+
+def _joined(block: _Hot, pairs: Pairs, edges: Ends) -> Pairs:
     a = np.concatenate([edge[0] for edge in edges])
     b = np.concatenate([edge[1] for edge in edges])
     return unique_pairs(
         np.concatenate([pairs.a, a]),
         np.concatenate([pairs.b, b]),
-        np.concatenate([pairs.similarity, vectors.similarity(a, b)]),
-        len(vectors),
+        np.concatenate([pairs.similarity, block.similarity(a, b)]),
+        block.n,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from tunemill.dedup.cells import Layout
+from tunemill.dedup.cells import Cells
 from tunemill.dedup.pairs import Pairs, Vectors, unique_pairs
 from tunemill.dedup.scan import Precision, SketchScan, TileScan
 from tunemill.dedup.sketch import SLACK
@@ -18,7 +18,7 @@ __all__ = ["join"]
 def join(
     vectors: Vectors,
     sketches: np.ndarray | None,
-    layout: Layout,
+    layout: Cells,
     thresholds: Sequence[float],
     *,
     code: np.ndarray | None = None,
@@ -42,13 +42,13 @@ def join(
     # A sketch of full width already is the float32 score.
     narrow = sketches is None or sketches.shape[1] <= vectors.rows.shape[1]
 
-    def work(cell: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        a, b = scan.cell(layout.home(cell), layout.visitors(cell))
+    def work(part: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        a, b = scan.pairs(layout.meeting(*part, scan.size))
         if narrow:
             a, b = vectors.near(a, b, lowest - SLACK)
         return vectors.accepted(a, b, thresholds)
 
-    found = side_by_side(work, range(layout.count) if cells is None else cells, threads)
+    found = side_by_side(work, layout.parts(scan.size, cells), threads)
     if not found:
         return Pairs.empty()
     a, b, similarity = (np.concatenate(parts) for parts in zip(*found, strict=True))

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import psutil
 
-from tunemill.dedup.shards import Work
+from tunemill.dedup.spread import Spread
 from tunemill.errors import ConfigError
 from tunemill.store import Location
 
-__all__ = ["available_bytes", "check_corpus", "check_disk", "check_shard", "shard_bytes", "tasks_at_once"]
+__all__ = ["MemoryPlan", "available_bytes", "check_corpus", "check_disk", "shard_bytes"]
 
 _GB = 1e9
 _PAIR_BYTES = 60
 """Of one pair on disk, before compression: two ids and a similarity."""
-_ROW_OVERHEAD = 1000
-"""Of one row beyond its vector: id, hash, excerpt of the text, positions in cells."""
+_ROW_BYTES = 1000
+"""Of one row with the process that decides: id, hash, priority, decision, position in its block."""
+_THREAD_BYTES = 32e6
 
 
 def available_bytes(memory_gb: float | None) -> float:
@@ -25,44 +28,66 @@ def available_bytes(memory_gb: float | None) -> float:
     return memory_gb * _GB if memory_gb is not None else 0.9 * psutil.virtual_memory().available
 
 
-def check_corpus(rows: int, dims: int, memory_gb: float | None) -> None:
-    """Refuse a corpus for which the process that plans lacks memory or scratch disk. Raises ConfigError.
+def check_corpus(rows: int, dims: int, memory_gb: float | None, room_bytes: float) -> None:
+    """Refuse a corpus for which the process that decides, or the place for vectors, is too small. Raises ConfigError.
 
-    Vectors lie on disk (as they came, in order of id, and those that stand for themselves); sketches are in memory.
+    Vectors lie in the object store, as they came and scaled; ids, hashes and decisions are with the process.
     """
-    sketches, vectors = rows * (min(dims, 128) * 4.0 + _ROW_OVERHEAD), rows * dims * 4.0 * 3
     have = available_bytes(memory_gb)
-    if sketches > have:
+    if rows * _ROW_BYTES > have:
         raise ConfigError(
-            f"dedup.memory_gb: {rows:,} rows of {dims} dimensions need about {sketches / _GB:.1f} GB, {have / _GB:.1f} GB are "
-            "there; use a machine with more memory or fewer rows (--limit)"
+            f"dedup.memory_gb: ids and decisions of {rows:,} rows need about {rows * _ROW_BYTES / _GB:.1f} GB, "
+            f"{have / _GB:.1f} GB are there; use a machine with more memory or fewer rows (--limit)"
         )
-    free = shutil.disk_usage(tempfile.gettempdir()).free
-    if vectors > free:
+    vectors = rows * dims * 4.0 * 2
+    if vectors > room_bytes:
         raise ConfigError(
-            f"dedup: the vectors of {rows:,} rows need about {vectors / _GB:.1f} GB of scratch disk, {free / _GB:.1f} GB "
-            f"are free in {tempfile.gettempdir()}; set TMPDIR to a folder with more room"
-        )
-
-
-def shard_bytes(work: Work) -> float:
-    """Peak of one task: its rows as sent and as float64 blocks, sketches, visitors, score blocks."""
-    rows, dims = work.rows.shape
-    return float(rows) * (dims * 4 * 2 + work.sketch.width * 4 + 64) + 8.0 * len(work.cells.visitor_rows) + work.threads * 32e6
-
-
-def check_shard(work: Work, budget_bytes: float | None) -> None:
-    """Refuse a shard that does not fit by itself. Raises ConfigError."""
-    if budget_bytes is not None and shard_bytes(work) > budget_bytes:
-        raise ConfigError(
-            f"dedup.shards: one shard of {len(work.rows):,} rows needs about {shard_bytes(work) / _GB:.2f} GB, "
-            f"{budget_bytes / _GB:.2f} GB are there; use more shards"
+            f"dedup: the vectors of {rows:,} rows need about {vectors / _GB:.1f} GB of Ray's object store and the disk that it "
+            f"spills to, {room_bytes / _GB:.1f} GB are there; use more nodes, or a larger disk (ray start --temp-dir)"
         )
 
 
-def tasks_at_once(work: Work, budget_bytes: float | None) -> int:
-    """How many such tasks fit side by side, at least one."""
-    return 10**6 if budget_bytes is None else max(1, int(budget_bytes // shard_bytes(work)))
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """What the search takes: bytes of its largest task, how many run at once, and for how many more pieces are made ahead."""
+
+    task_bytes: float
+    at_once: int
+    ahead: int
+    pieces_bytes: float
+
+    @classmethod
+    def of(cls, rows: np.ndarray, entries: np.ndarray, spread: Spread, width: int, memory_gb: float | None) -> MemoryPlan:
+        """For shards of some ``rows`` and (row, cell) ``entries`` each. Raises ConfigError where one does not fit."""
+        tasks, dims, budget = spread.tasks, sum(spread.widths), available_bytes(memory_gb)
+        needed = shard_bytes(rows, entries, dims, width, tasks.threads)
+        largest = int(needed.argmax())
+        if needed[largest] > budget:
+            raise ConfigError(
+                f"dedup.shards: one shard of {rows[largest]:,} rows needs about {needed[largest] / _GB:.2f} GB, "
+                f"{budget / _GB:.2f} GB are there; use more shards (now {len(rows)})"
+            )
+        at_once = max(1, min(tasks.slots, tasks.nodes * int(budget // needed[largest])))
+        # Cores hold tasks back that wait with their pieces; where memory is what is short nobody waits.
+        ahead = at_once if 1 < tasks.slots == at_once else 0
+        pieces = float(rows.max()) * dims * 4 * (at_once + ahead)
+        corpus = float(len(spread)) * dims * 4
+        if corpus + pieces > tasks.room_bytes:
+            raise ConfigError(
+                f"dedup.shards: {(corpus + pieces) / _GB:.1f} GB of vectors are under way at once; Ray's object store and the "
+                f"disk that it spills to hold {tasks.room_bytes / _GB:.1f} GB; use more shards (now {len(rows)})"
+            )
+        return cls(task_bytes=float(needed[largest]), at_once=at_once, ahead=ahead, pieces_bytes=pieces)
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """For manifests."""
+        return {"task_gb": round(self.task_bytes / _GB, 4), "tasks_at_once": self.at_once}
+
+
+def shard_bytes(rows: np.ndarray, entries: np.ndarray, dims: int, width: int, threads: int) -> np.ndarray:
+    """Peak of the task of each shard: its rows, their pieces, sketches, the cells' lists, and each thread's score blocks."""
+    return rows * (dims * 4.0 * 2 + width * 4 + 64) + 24.0 * entries + threads * _THREAD_BYTES
 
 
 def check_disk(folder: Location, pairs: float) -> None:

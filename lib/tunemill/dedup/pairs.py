@@ -73,6 +73,10 @@ class Vectors:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def rows_at(self, positions: np.ndarray) -> np.ndarray:
+        """Float32 [p, d]: the rows at ``positions``."""
+        return self.rows[positions]
+
     def take(self, positions: np.ndarray) -> Vectors:
         """The rows at ``positions`` (all different, ascending)."""
         if len(positions) == len(self):

@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from tunemill.dedup.cells import assign, k_means
-from tunemill.dedup.pairs import Vectors
 from tunemill.dedup.sketch import SLACK, Sketch, fit
 
 __all__ = ["Choice", "SearchPlan", "choose", "plan_search"]
@@ -70,8 +69,22 @@ class SearchPlan:
         return {"method": self.method, "cells": self.cells, "sketch_width": self.sketch.width - 1, **self.estimate}
 
 
+class Rows(Protocol):
+    """Rows to sample from: :class:`Vectors` or a :class:`Spread` of them."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the column groups."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    def rows_at(self, positions: np.ndarray) -> np.ndarray:
+        """Float32 [p, d]: the rows at ``positions`` (ascending)."""
+
+
 def plan_search(
-    vectors: Vectors,
+    vectors: Rows,
     thresholds: Sequence[float],
     *,
     seed: int = 0,
@@ -85,7 +98,7 @@ def plan_search(
         return _plan(vectors, thresholds, seed, width, cells)
 
 
-def _plan(vectors: Vectors, thresholds: Sequence[float], seed: int, width: int | None, cells: int | None) -> SearchPlan:
+def _plan(vectors: Rows, thresholds: Sequence[float], seed: int, width: int | None, cells: int | None) -> SearchPlan:
     rng = np.random.default_rng(seed)
     sample = _sample(rng, vectors, _CELL_SAMPLE)
     rotation = fit(sample, len(vectors.widths))
@@ -169,9 +182,11 @@ def choose(
     )
 
 
-def _sample(rng: np.random.Generator, vectors: Vectors, rows: int) -> np.ndarray:
+def _sample(rng: np.random.Generator, vectors: Rows, rows: int) -> np.ndarray:
     n = len(vectors)
-    return vectors.rows[np.sort(rng.choice(n, rows, replace=False))][rng.permutation(rows)] if rows < n else vectors.rows
+    if rows >= n:
+        return vectors.rows_at(np.arange(n))
+    return vectors.rows_at(np.sort(rng.choice(n, rows, replace=False)))[rng.permutation(rows)]
 
 
 def _candidate_shares(rotation: Sketch, sample: np.ndarray, lowest: float, n: int) -> dict[int, float]:

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tunemill.dedup.cells import Meeting
 from tunemill.dedup.sketch import SLACK
 
 __all__ = ["Precision", "SketchScan", "TileScan"]
 
 Precision = Literal["fp32", "tf32", "bf16"]
 
+_PART_ROWS = 2048
 _HOME_ROWS = 256
 _MET_ROWS = 2048
 _TILE_BYTES = 512 << 20
@@ -29,10 +31,12 @@ class SketchScan:
     def __init__(self, sketches: np.ndarray, code: np.ndarray | None, lowest: float) -> None:
         self._sketches, self._code, self._lowest = sketches, code, np.float32(lowest - SLACK)
         self._buffers = threading.local()
+        self.size = _PART_ROWS
+        """Rows at home in one call: enough to be fast, few enough for threads to share a large cell."""
 
-    def cell(self, home: np.ndarray, visitors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def pairs(self, met: Meeting) -> tuple[np.ndarray, np.ndarray]:
         """Row positions int64 of both ends of each pair that a row at home may make."""
-        return _collected(_classes(home, visitors, self._code), self._above)
+        return _collected(_classes(met, self._code), self._above)
 
     def _above(self, rows: np.ndarray, met: np.ndarray, among: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         left, right = self._sketches[rows], self._sketches[met]
@@ -79,10 +83,11 @@ class TileScan:
         self._rows: Any = self._whole.to(kind)
         self._sure = lowest - SLACK
         self._side = max(64, int((_TILE_BYTES / self._rows.element_size()) ** 0.5) if device == "cuda" else 1024)
+        self.size = self._side
 
-    def cell(self, home: np.ndarray, visitors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def pairs(self, met: Meeting) -> tuple[np.ndarray, np.ndarray]:
         """Row positions int64 of both ends of each pair that a row at home may make."""
-        return _collected(_classes(home, visitors, self._code), self._above)
+        return _collected(_classes(met, self._code), self._above)
 
     def _above(self, rows: np.ndarray, met: np.ndarray, among: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         torch, side = self._torch, self._side
@@ -122,16 +127,17 @@ def _ends(rows: np.ndarray, met: np.ndarray, row: np.ndarray, column: np.ndarray
     return rows[row].astype(np.int64), met[column].astype(np.int64)
 
 
-def _classes(home: np.ndarray, visitors: np.ndarray, code: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+def _classes(meeting: Meeting, code: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
     """Rows at home, the rows they are compared with, and whether these begin with the same rows (then only later ones count)."""
+    home, visitors, apart = meeting
     if len(home) == 0 or len(home) + len(visitors) < 2:
         return
     if code is None or not (code[home].any() or code[visitors].any()):
-        yield home, np.concatenate([home, visitors]), True
+        yield home, visitors if apart else np.concatenate([home, visitors]), not apart
         return
     ordered = home[np.argsort(code[home], kind="stable")]
     own = code[ordered]
     starts = np.flatnonzero(np.r_[True, own[1:] != own[:-1]])
     for start, end in zip(starts, [*starts[1:], len(own)], strict=True):
-        met = np.concatenate([ordered[start:], visitors])
-        yield ordered[start:end], met[(code[met] & own[start]) == 0], bool(own[start] == 0)
+        met = visitors if apart else np.concatenate([ordered[start:], visitors])
+        yield ordered[start:end], met[(code[met] & own[start]) == 0], bool(own[start] == 0) and not apart

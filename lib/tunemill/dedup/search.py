@@ -1,138 +1,201 @@
-"""Run the search of a stage: plan, shards as Ray tasks under a ledger, hot groups set aside."""
+"""Run the search of a stage: plan, lay rows into cells where they lie, send shards their pieces, put pairs on file."""
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tunemill.dedup.cells import Chunks, Layout, assign
 from tunemill.dedup.hot import find_hot
-from tunemill.dedup.memory import check_disk, check_shard, tasks_at_once
-from tunemill.dedup.pairs import Pairs, Vectors
+from tunemill.dedup.ledger import Ledger, search_key
+from tunemill.dedup.memory import MemoryPlan, check_disk
 from tunemill.dedup.plan import SearchPlan, plan_search
-from tunemill.dedup.shards import Ledger, Shard, Work, cut, search_key
-from tunemill.dedup.threads import cores
+from tunemill.dedup.shards import LayoutRule, Piece, cut, lay_out, loads, pieces, sizes, tiles, work_of
+from tunemill.dedup.spread import Spread
+from tunemill.dedup.tasks import Handle, node_name
 from tunemill.store import Location
 
-__all__ = ["FIXED", "HOT", "Found", "Runner", "in_process", "lay_out_shards", "on_ray", "search"]
+__all__ = ["FIXED", "HOT", "Found", "search"]
 
 FIXED, HOT = 1, 2
 """Bits of the code: rows that stay whatever happens, and rows whose pairs among each other are not listed."""
 _ROWS_PER_SHARD = 50_000
-
-Runner = Callable[[list[Shard], Callable[[Shard], Work], Callable[[int, Pairs], None]], None]
-"""Runs shards in any order: ``(shards, gather, record)``; each result is recorded as soon as it is there."""
+_ROWS_PER_TILE = {"cpu": 100_000, "cuda": 2_000_000}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What the search yields: ``pairs`` without those between two ``hot`` rows, the plan, and facts to show."""
+    """What the search yields: ``pairs`` on file without those between two ``hot`` rows, how many (those met in several
+    shards count more than once), the plan, and facts to show."""
 
-    pairs: Pairs
+    pairs: Ledger
+    count: int
     hot: np.ndarray
     plan: SearchPlan
     facts: dict[str, Any]
 
 
 def search(
-    vectors: Vectors,
+    spread: Spread,
     thresholds: Sequence[float],
     *,
     ledger: Location,
-    runner: Runner,
     fixed: np.ndarray,
     max_pairs: int,
     shards: int | None = None,
+    memory_gb: float | None = None,
     seed: int = 0,
     plan: SearchPlan | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Found:
     """Every pair that reaches ``thresholds`` but those of two ``fixed`` or two hot rows, going on from what the ledger holds."""
-    n = len(vectors)
-    if n < 2:
-        empty = np.zeros(0, np.int64)
-        plan = plan or plan_search(vectors, thresholds, cells=0)
-        return Found(pairs=Pairs.empty(), hot=empty, plan=plan, facts={"method": "none", "shards": 0})
-    shards = shards or max(1, -(-n // _ROWS_PER_SHARD))
     code = np.where(fixed, FIXED, 0).astype(np.uint8)
-    key = search_key(vectors, code, thresholds, shards, [seed, max_pairs, plan is not None])
+    key = search_key(spread, code, list(thresholds), shards, seed, max_pairs, plan is not None)
     for stale in {file.url.rsplit("/", 2)[-2] for file in ledger.files()} - {key}:
         ledger.join(stale).delete()
     book = Ledger(ledger.join(key))
-    plan = book.plan(lambda: plan or plan_search(vectors, thresholds, seed=seed))
-    hot = _hot_rows(vectors, thresholds, plan, max_pairs, seed)
+    if len(spread) < 2:
+        plan = plan or plan_search(spread, thresholds, cells=0)
+        return Found(pairs=book, count=0, hot=np.zeros(0, np.int64), plan=plan, facts={"method": "none", "shards": 0})
+    plan = book.plan(lambda: plan or plan_search(spread, thresholds, seed=seed))
+    hot = _hot_rows(spread, thresholds, plan, max_pairs, seed)
     code[hot] |= HOT
     check_disk(ledger, min(plan.estimate.get("expected_pairs", 0.0), float(max_pairs)))
-    layout = lay_out_shards(plan, vectors, thresholds, shards)
-    todo = cut(layout, shards, plan.centroids)
+    layout = _Laid.out(spread, plan, float(np.mean(thresholds)), shards, book)
     done = book.finished()
-    note(_announcement(plan, len(todo), len(done), len(hot)))
-    missing = [shard for shard in todo if shard.number not in done]
-    runner(missing, lambda shard: shard.work(vectors, code, plan, thresholds), book.record)
-    facts = {**plan.shown, "shards": len(todo), "shards_resumed": len(done), "hot_rows": len(hot)}
-    return Found(pairs=book.pairs(n), hot=hot, plan=plan, facts=facts)
+    missing = [number for number in range(layout.shards) if number not in done]
+    memory = MemoryPlan.of(layout.rows, layout.entries, spread, plan.sketch.width, memory_gb)
+    note(_announcement(plan, layout.shards, len(done), len(hot)))
+    tasks = spread.tasks
+    compare = _Compare(
+        plan=plan, widths=spread.widths, thresholds=tuple(thresholds), book=book, threads=tasks.threads, device=tasks.device
+    )
+    told = _run(layout, missing, tasks.put(code), tasks.put(compare), memory)
+    facts = {
+        **plan.shown,
+        "shards": layout.shards,
+        "shards_resumed": len(done),
+        "shards_by_node": dict(collections.Counter(node for _, node in told)),
+        "hot_rows": len(hot),
+        **memory.shown,
+    }
+    return Found(pairs=book, count=book.count(), hot=hot, plan=plan, facts=facts)
 
 
-def in_process(shards: list[Shard], gather: Callable[[Shard], Work], record: Callable[[int, Pairs], None]) -> None:
-    """Run shards one after another here, on all cores."""
-    for shard in shards:
-        record(shard.number, _threaded(gather(shard), cores()).run())
+@dataclass(frozen=True, kw_only=True)
+class _Laid:
+    """Every block's rows by cell, the cells of each shard, and the rows and (row, cell) entries of each shard."""
+
+    spread: Spread
+    blocks: list[Handle]
+    cells: list[np.ndarray]
+    apart: np.ndarray | None
+    rows: np.ndarray
+    entries: np.ndarray
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return len(self.cells)
+
+    @classmethod
+    def out(cls, spread: Spread, plan: SearchPlan, lowest: float, shards: int | None, book: Ledger) -> _Laid:
+        """Lay rows into the plan's cells, or into tiles of a brute force, and cells into shards."""
+        tasks, n = spread.tasks, len(spread)
+        groups = _groups(n, shards, tasks.device)
+        first, second = tiles(groups)
+        known = book.layout()
+        homes = None if known is None else known[0]
+        rule = LayoutRule(plan=plan, lowest=lowest, n=n, groups=groups, homes=homes, threads=tasks.threads)
+        laid = [tasks.start(lay_out, *arguments, returns=2) for arguments in spread.arguments(tasks.put(rule))]
+        blocks = [layout for layout, _ in laid]
+        if known is None:
+            homes = np.empty(n, np.int32)
+            for places, home in zip(spread.places, tasks.get([home for _, home in laid]), strict=True):
+                homes[places[places >= 0]] = home[places >= 0]
+            shard_of_cell = np.arange(rule.cells)
+            if plan.centroids is not None:
+                load = sum(tasks.all(loads, [(block, rule.cells) for block in blocks]))
+                shard_of_cell = cut(load, shards or _fitting(n), plan.centroids)
+            book.put_layout(homes, shard_of_cell)
+        else:
+            shard_of_cell = known[1]
+        cells = [np.flatnonzero(shard_of_cell == number) for number in range(int(shard_of_cell.max()) + 1)]
+        rows, entries = sum(tasks.all(sizes, [(block, cells) for block in blocks]))
+        apart = None if plan.centroids is not None else first != second
+        return cls(spread=spread, blocks=blocks, cells=cells, apart=apart, rows=rows, entries=entries)
+
+    def pieces(self, shards: Sequence[int], code: Handle) -> list[list[Handle]]:
+        """Handles of the pieces of each of some shards."""
+        cells = [self.cells[shard] for shard in shards]
+        by_block = [
+            self.spread.tasks.start(pieces, block, places, layout, code, cells, returns=len(cells))
+            for (block, places), layout in zip(self.spread.arguments(), self.blocks, strict=True)
+        ]
+        # A call of one result gives its handle, of several a list of them.
+        return [by_block] if len(cells) == 1 else [list(parts) for parts in zip(*by_block, strict=True)]
 
 
-def on_ray(threads: int, device: str, budget_bytes: float | None) -> Runner:
-    """Run shards as Ray tasks, as many at once as the cluster's cores and the memory budget allow."""
+@dataclass(frozen=True, kw_only=True)
+class _Compare:
+    """What the task of every shard is told."""
 
-    def run(shards: list[Shard], gather: Callable[[Shard], Work], record: Callable[[int, Pairs], None]) -> None:
-        import ray
-
-        if not shards:
-            return
-        gpus = float(ray.cluster_resources().get("GPU", 0))
-        use_gpu = device == "cuda" or (device == "auto" and gpus >= 1)
-        task = ray.remote(_run).options(num_cpus=threads, num_gpus=1 if use_gpu else 0, max_retries=3)
-        slots = int(gpus) if use_gpu else max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
-        waiting = list(reversed(shards))
-        running: dict[Any, int] = {}
-        while waiting or running:
-            while waiting and len(running) < slots:
-                work = _threaded(gather(waiting[-1]), threads, "cuda" if use_gpu else "cpu")
-                check_shard(work, budget_bytes)
-                slots = min(slots, tasks_at_once(work, budget_bytes))
-                if len(running) >= slots:
-                    break
-                running[task.remote(work)] = waiting.pop().number
-            [first], _ = ray.wait(list(running), num_returns=1)
-            record(running.pop(first), ray.get(first))
-
-    return run
+    plan: SearchPlan
+    widths: tuple[int, ...]
+    thresholds: tuple[float, ...]
+    book: Ledger
+    threads: int
+    device: str
 
 
-def _run(work: Work) -> Pairs:
-    return work.run()
+def _run(laid: _Laid, missing: Sequence[int], code: Handle, compare: Handle, memory: MemoryPlan) -> list[tuple[int, str]]:
+    """Search shards, as many at once as fit; the pieces of the next ones are made while they run."""
+    tasks = laid.spread.tasks
+    waiting, running, told = collections.deque(missing), list[Handle](), list[tuple[int, str]]()
+    while waiting or running:
+        room = memory.at_once + memory.ahead - len(running)
+        if waiting and room > memory.at_once // 2:
+            wave = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+            for number, parts in zip(wave, laid.pieces(wave, code), strict=True):
+                cells = laid.cells[number]
+                apart = None if laid.apart is None else laid.apart[cells]
+                running.append(tasks.start(_compare, compare, number, len(cells), apart, *parts, device=tasks.device))
+            continue
+        done = tasks.first(running)
+        running.remove(done)
+        told += tasks.get([done])
+    return told
 
 
-def _threaded(work: Work, threads: int, device: str = "cpu") -> Work:
-    import dataclasses
+def _compare(told: _Compare, number: int, cells: int, apart: np.ndarray | None, *parts: Piece) -> tuple[int, str]:
+    """Find a shard's pairs and put them on file; how many they are, and the node that found them."""
+    plan, thresholds = told.plan, told.thresholds
+    work = work_of(parts, cells, apart, widths=told.widths, sketch=plan.sketch, thresholds=thresholds)
+    found = dataclasses.replace(work, threads=told.threads, device=told.device).run()
+    told.book.record(number, found)
+    return len(found), node_name()
 
-    return dataclasses.replace(work, threads=threads, device=device)
+
+def _fitting(n: int) -> int:
+    return max(1, -(-n // _ROWS_PER_SHARD))
 
 
-def _hot_rows(vectors: Vectors, thresholds: Sequence[float], plan: SearchPlan, max_pairs: int, seed: int) -> np.ndarray:
+def _groups(n: int, shards: int | None, device: str) -> int:
+    """Groups of a brute force, so that their tiles are about as many as ``shards``, or of a size that fits."""
+    wanted = shards or _fitting(n)
+    groups = int(np.ceil((np.sqrt(8.0 * wanted + 1) - 1) / 2))
+    return groups if shards else max(groups if device == "cpu" else 1, -(-2 * n // _ROWS_PER_TILE[device]))
+
+
+def _hot_rows(spread: Spread, thresholds: Sequence[float], plan: SearchPlan, max_pairs: int, seed: int) -> np.ndarray:
     """None unless the pairs expected are too many to list; different thresholds for columns cannot be summarised."""
     if plan.estimate.get("expected_pairs", 0) <= max_pairs or len(set(thresholds)) > 1:
         return np.zeros(0, np.int64)
-    return find_hot(vectors, float(np.mean(thresholds)), max_pairs, seed=seed)
-
-
-def lay_out_shards(plan: SearchPlan, vectors: Vectors, thresholds: Sequence[float], shards: int) -> Layout:
-    """The cells of a plan filled with rows; brute force in chunks small enough for every shard to get several."""
-    if plan.centroids is None:
-        return Chunks(len(vectors), max(256, min(8192, len(vectors) // (8 * shards))))
-    sketches = plan.sketch.of(vectors.rows, cores())
-    return assign(sketches, plan.centroids, float(np.mean(thresholds)), cores())
+    return find_hot(spread, float(np.mean(thresholds)), max_pairs, seed=seed)
 
 
 def _announcement(plan: SearchPlan, shards: int, done: int, hot: int) -> str:

@@ -1,38 +1,164 @@
-"""The search in parts: each shard is an idempotent task whose result is on file before the next step counts on it.
+"""The search in parts: a shard is some cells with the rows that meet in them, a task that can run anywhere and twice.
 
-The ledger is a folder with the plan and one file for each finished shard, under a key of what was searched.
-A run that is killed and started again reads the plan and does only the shards that are missing.
+Rows are laid into cells block by block, where they lie. Each block gives a shard the piece it holds of it, and the
+shard's task puts the pieces together: vectors go from the node that has them to the node that compares them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from tunemill.config import fingerprint
-from tunemill.dedup.cells import Cells, Chunks, Layout
+from tunemill.dedup.cells import Cells, assign, grouped
 from tunemill.dedup.join import join
-from tunemill.dedup.pairs import Pairs, Vectors, unique_pairs
+from tunemill.dedup.pairs import Pairs, Vectors
 from tunemill.dedup.plan import SearchPlan
 from tunemill.dedup.sketch import Sketch
-from tunemill.store import Location
+from tunemill.dedup.spread import Block
 
-__all__ = ["Ledger", "Shard", "Work", "cut", "search_key", "united"]
+__all__ = ["Grid", "Layout", "LayoutRule", "Piece", "Work", "cut", "lay_out", "loads", "pieces", "sizes", "tiles", "work_of"]
+
+
+class Layout(Protocol):
+    """A block's rows by cell. Cell numbers mean the same in every block."""
+
+    def home(self, cell: int) -> np.ndarray:
+        """Rows at home in the cell."""
+
+    def visitors(self, cell: int) -> np.ndarray:
+        """Rows to compare with those at home."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Brute force in tiles: rows in groups by position, and a cell for each two groups (``first <= second``)."""
+
+    groups: Cells
+    first: np.ndarray
+    second: np.ndarray
+
+    @classmethod
+    def of(cls, places: np.ndarray, n: int, groups: int) -> Grid:
+        """Rows by position in 0..n-1, -1 for rows left out."""
+        rows = np.flatnonzero(places >= 0)
+        return cls(
+            Cells(*grouped(rows, places[rows] * groups // n, groups), *grouped(rows[:0], rows[:0], groups)), *tiles(groups)
+        )
+
+    def home(self, cell: int) -> np.ndarray:
+        """The rows of the cell's first group."""
+        return self.groups.home(int(self.first[cell]))
+
+    def visitors(self, cell: int) -> np.ndarray:
+        """The rows of its second group, where that is another one."""
+        none = self.first[cell] == self.second[cell]
+        return self.groups.visitors(0) if none else self.groups.home(int(self.second[cell]))
+
+
+def tiles(groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """The two groups of each tile."""
+    return np.triu_indices(groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutRule:
+    """Where the ``n`` rows of a corpus belong: into the plan's cells for pairs at or above ``lowest``, or into ``groups``
+    by position. ``homes`` [n] are the home cells that were found before."""
+
+    plan: SearchPlan
+    lowest: float
+    n: int
+    groups: int
+    homes: np.ndarray | None
+    threads: int
+
+    @property
+    def cells(self) -> int:
+        """Number of cells."""
+        return self.plan.cells or len(tiles(self.groups)[0])
+
+
+def lay_out(block: Block, places: np.ndarray, rule: LayoutRule) -> tuple[Layout, np.ndarray]:
+    """A block's rows by cell, and the home cell of each (-1 for rows left out)."""
+    homes = np.full(len(places), -1, np.int32)
+    rows = np.flatnonzero(places >= 0)
+    if rule.plan.centroids is None:
+        return Grid.of(places, rule.n, rule.groups), homes
+    sketches = rule.plan.sketch.of(block.rows[rows], rule.threads)
+    known = None if rule.homes is None else rule.homes[places[rows]]
+    cells = assign(sketches, rule.plan.centroids, rule.lowest, rule.threads, homes=known)
+    homes[rows[cells.home_rows]] = np.repeat(np.arange(cells.count), np.diff(cells.home_offsets))
+    return Cells(rows[cells.home_rows], cells.home_offsets, rows[cells.visitor_rows], cells.visitor_offsets), homes
+
+
+def loads(layout: Layout, cells: int) -> np.ndarray:
+    """Rows at home and visitors of each cell, int64 [2, cells]."""
+    return np.array([[len(of(cell)) for cell in range(cells)] for of in (layout.home, layout.visitors)], np.int64)
+
+
+def sizes(layout: Layout, shards: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows, and (row, cell) entries, that a block holds of each shard, int64 [2, shards]."""
+    found = []
+    for cells in shards:
+        entries = np.concatenate([of(cell) for cell in cells.tolist() for of in (layout.home, layout.visitors)])
+        found.append((len(np.unique(entries)), len(entries)))
+    return np.array(found, np.int64).reshape(-1, 2).T
+
+
+def cut(load: np.ndarray, shards: int, centroids: np.ndarray | None) -> np.ndarray:
+    """The shard of each cell, int64 [K], by similar work; cells near each other go together, so that they share visitors."""
+    at_home, visitors = load.astype(np.float64)
+    work = at_home * (at_home / 2 + visitors) + 1.0
+    cells = np.arange(len(work))
+    parts = [cells[i::shards] for i in range(shards)] if centroids is None else list(_halved(cells, centroids, work, shards))
+    shard = np.empty(len(work), np.int64)
+    for number, part in enumerate(part for part in parts if len(part)):
+        shard[part] = number
+    return shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """What one block holds of a shard: rows [p, d] with their positions and code, and (row, cell) of each one's homes
+    and visits, cells numbered within the shard."""
+
+    rows: np.ndarray
+    positions: np.ndarray
+    code: np.ndarray
+    home: tuple[np.ndarray, np.ndarray]
+    visits: tuple[np.ndarray, np.ndarray]
+
+
+def pieces(
+    block: Block, places: np.ndarray, layout: Layout, code: np.ndarray, shards: Sequence[np.ndarray]
+) -> Piece | list[Piece]:
+    """A block's pieces of several shards, each given by its cells; of one shard just the piece."""
+    found = [_piece(block, places, layout, code, cells) for cells in shards]
+    return found if len(found) > 1 else found[0]
+
+
+def _piece(block: Block, places: np.ndarray, layout: Layout, code: np.ndarray, cells: np.ndarray) -> Piece:
+    home, visits = (_entries([of(cell) for cell in cells.tolist()]) for of in (layout.home, layout.visitors))
+    rows = np.unique(np.concatenate([home[0], visits[0]]))
+    positions = places[rows]
+    return Piece(
+        rows=block.rows[rows],
+        positions=positions,
+        code=code[positions],
+        home=(np.searchsorted(rows, home[0]), home[1]),
+        visits=(np.searchsorted(rows, visits[0]), visits[1]),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """All that a shard needs, with its own row numbers: small enough to send, complete enough to run anywhere."""
+    """All that a shard needs, with its own row numbers, in order of ``positions`` in the whole corpus."""
 
     rows: np.ndarray
     positions: np.ndarray
-    """Place of each row in the whole corpus."""
     widths: tuple[int, ...]
     code: np.ndarray
     cells: Cells
@@ -49,117 +175,47 @@ class Work:
         return Pairs(a=self.positions[found.a], b=self.positions[found.b], similarity=found.similarity)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """Some cells of a layout; rows are gathered only when the shard is about to run."""
-
-    number: int
-    cells: tuple[int, ...]
-    layout: Layout = field(repr=False)
-
-    def positions(self) -> np.ndarray:
-        """All rows that the shard's cells hold, sorted."""
-        parts = [part for cell in self.cells for part in (self.layout.home(cell), self.layout.visitors(cell))]
-        return np.unique(np.concatenate(parts)).astype(np.int64)
-
-    def work(self, vectors: Vectors, code: np.ndarray, plan: SearchPlan, thresholds: Sequence[float]) -> Work:
-        """Gather the shard's rows."""
-        positions = self.positions()
-        home = [np.searchsorted(positions, self.layout.home(cell)) for cell in self.cells]
-        visitors = [np.searchsorted(positions, self.layout.visitors(cell)) for cell in self.cells]
-        return Work(
-            rows=vectors.rows[positions],
-            positions=positions,
-            widths=vectors.widths,
-            code=code[positions],
-            cells=Cells(*_flat(home), *_flat(visitors)),
-            sketch=plan.sketch,
-            thresholds=tuple(thresholds),
+def work_of(
+    parts: Sequence[Piece],
+    cells: int,
+    apart: np.ndarray | None,
+    *,
+    widths: tuple[int, ...],
+    sketch: Sketch,
+    thresholds: Sequence[float],
+) -> Work:
+    """Put the pieces of a shard of some ``cells`` together; ``apart`` as in :class:`Cells`."""
+    positions = np.concatenate([part.positions for part in parts])
+    order = np.argsort(positions)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    mine = np.split(place, np.cumsum([len(part.positions) for part in parts])[:-1])
+    rows, code = np.empty((len(order), sum(widths)), np.float32), np.empty(len(order), np.uint8)
+    for part, at in zip(parts, mine, strict=True):
+        rows[at], code[at] = part.rows, part.code
+    entries = [
+        (
+            np.concatenate([at[of(part)[0]] for part, at in zip(parts, mine, strict=True)]),
+            np.concatenate([of(p)[1] for p in parts]),
         )
+        for of in (lambda part: part.home, lambda part: part.visits)
+    ]
+    (home, visits) = (grouped(row, cell, cells) for row, cell in entries)
+    return Work(
+        rows=rows,
+        positions=positions[order],
+        widths=widths,
+        code=code,
+        cells=Cells(*home, *visits, apart),
+        sketch=sketch,
+        thresholds=tuple(thresholds),
+    )
 
 
-def cut(layout: Layout, shards: int, centroids: np.ndarray | None) -> list[Shard]:
-    """Cells into shards of similar work; cells near each other go together, so that they share visitors."""
-    work = np.array([_scores(layout, cell) for cell in range(layout.count)], dtype=np.float64) + 1.0
-    cells = np.arange(layout.count)
-    parts = [cells[i::shards] for i in range(shards)] if centroids is None else list(_halved(cells, centroids, work, shards))
-    return [Shard(number=i, cells=tuple(part.tolist()), layout=layout) for i, part in enumerate(p for p in parts if len(p))]
-
-
-def search_key(vectors: Vectors, code: np.ndarray, thresholds: Sequence[float], shards: int, salt: object) -> str:
-    """A short hash of everything that the shards' results depend on."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(np.ascontiguousarray(vectors.rows).data)
-    digest.update(np.ascontiguousarray(code).data)
-    return fingerprint([digest.hexdigest(), list(vectors.widths), list(thresholds), shards, salt])
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """Finished work of one search in ``folder``."""
-
-    folder: Location
-
-    def plan(self, make: Callable[[], SearchPlan]) -> SearchPlan:
-        """The plan on file, or a new one that is put there."""
-        location = self.folder.join("plan.npz")
-        if location.exists():
-            return read_plan(location.read_bytes())
-        plan = make()
-        location.write_bytes(plan_bytes(plan))
-        return plan
-
-    def finished(self) -> dict[int, Location]:
-        """Files of finished shards by number."""
-        return {int(file.name[6:12]): file for file in self.folder.files("shard-*.parquet", recursive=False)}
-
-    def record(self, number: int, pairs: Pairs) -> None:
-        """Put a shard's pairs on file; whole or not at all."""
-        sink = io.BytesIO()
-        table = pa.table({"a": pairs.a, "b": pairs.b, "similarity": pairs.similarity})
-        pq.write_table(table, sink, compression="zstd")
-        self.folder.join(f"shard-{number:06d}.parquet").write_bytes(sink.getvalue())
-
-    def pairs(self, n: int) -> Pairs:
-        """The union of all shards on file."""
-        return united([_read_pairs(file) for file in self.finished().values()], n)
-
-
-def united(parts: Sequence[Pairs], n: int) -> Pairs:
-    """Pairs of several shards, each once."""
-    if not parts:
-        return Pairs.empty()
-    a, b = np.concatenate([part.a for part in parts]), np.concatenate([part.b for part in parts])
-    return unique_pairs(a, b, np.concatenate([part.similarity for part in parts]), n)
-
-
-def plan_bytes(plan: SearchPlan) -> bytes:
-    """A plan as one file."""
-    sink = io.BytesIO()
-    centroids = np.zeros((0, plan.sketch.width), np.float32) if plan.centroids is None else plan.centroids
-    np.savez(sink, basis=plan.sketch.basis, centroids=centroids, **{f"estimate.{k}": v for k, v in plan.estimate.items()})
-    return sink.getvalue()
-
-
-def read_plan(data: bytes) -> SearchPlan:
-    """A plan from its file."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as values:
-        estimate = {k.removeprefix("estimate."): values[k].item() for k in values.files if k.startswith("estimate.")}
-        centroids = values["centroids"]
-        return SearchPlan(sketch=Sketch(values["basis"]), centroids=centroids if len(centroids) else None, estimate=estimate)
-
-
-def _read_pairs(file: Location) -> Pairs:
-    table = pq.read_table(io.BytesIO(file.read_bytes()))
-    return Pairs(a=table["a"].to_numpy(), b=table["b"].to_numpy(), similarity=table["similarity"].to_numpy())
-
-
-def _scores(layout: Layout, cell: int) -> float:
-    if isinstance(layout, Chunks):
-        at_home = len(layout.home(cell))
-        return at_home * (at_home / 2 + layout.rows - (cell + 1) * layout.size)
-    at_home = len(layout.home(cell))
-    return at_home * (at_home / 2 + len(layout.visitors(cell)))
+def _entries(groups: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of several cells one after the other, and the number of each one's cell."""
+    rows = np.concatenate(groups) if groups else np.zeros(0, np.int64)
+    return rows, np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
 
 
 def _halved(cells: np.ndarray, centroids: np.ndarray, work: np.ndarray, shards: int) -> Iterator[np.ndarray]:
@@ -174,8 +230,3 @@ def _halved(cells: np.ndarray, centroids: np.ndarray, work: np.ndarray, shards: 
     middle = int(np.clip(np.searchsorted(done, done[-1] * left / shards) + 1, 1, len(order) - 1))
     yield from _halved(order[:middle], centroids, work, left)
     yield from _halved(order[middle:], centroids, work, shards - left)
-
-
-def _flat(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
-    return np.concatenate(parts).astype(np.int32), offsets

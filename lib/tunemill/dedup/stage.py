@@ -16,17 +16,29 @@ from tunemill.dedup.corpus import Corpus, collect
 from tunemill.dedup.decide import Decision, Rows, decide
 from tunemill.dedup.details import details_of
 from tunemill.dedup.exact import collapse
-from tunemill.dedup.fixed import FixedRows, earlier_run, kept_rows, no_rows, protected_rows, side_by_side_rows, write_index
+from tunemill.dedup.fixed import (
+    Earlier,
+    FixedRows,
+    named_rows,
+    no_rows,
+    protected_rows,
+    protected_source,
+    side_by_side_rows,
+    write_index,
+)
+from tunemill.dedup.graph import PairGraph
 from tunemill.dedup.hot import summarise
-from tunemill.dedup.memory import available_bytes
-from tunemill.dedup.pairs import Pairs, Vectors
+from tunemill.dedup.listing import listed_parts, summed_up, write_parts
+from tunemill.dedup.pairs import Pairs
 from tunemill.dedup.plan import SearchPlan, plan_search
 from tunemill.dedup.priority import ranks
-from tunemill.dedup.reuse import may_reuse, stored_pairs
-from tunemill.dedup.search import in_process, on_ray, search
+from tunemill.dedup.reuse import may_reuse, stored_parts
+from tunemill.dedup.search import search
+from tunemill.dedup.spread import Spread
+from tunemill.dedup.tasks import Handle, Here, OnRay, Tasks
 from tunemill.errors import ConfigError
 from tunemill.resources import connect
-from tunemill.stage import Outcome, Stage, StageContext, commit_rows, write_table
+from tunemill.stage import Outcome, Stage, StageContext, commit_rows
 
 __all__ = ["STAGE", "execute"]
 
@@ -40,7 +52,7 @@ class _Everything:
     corpus: Corpus
     protected: FixedRows
     earlier: FixedRows
-    vectors: Vectors
+    spread: Spread
     ids: np.ndarray
     rows: Rows
 
@@ -49,40 +61,52 @@ def execute(context: StageContext, source: Any, config: DedupConfig) -> Outcome:
     """Search, decide and write both tables, the pairs and the index."""
     connect()
     where = f"dedup input {source.describe.get('path') or source.describe.get('stage', '')}".strip()
-    earlier, plan = earlier_run(config.against) if config.against else (None, None)
     if config.reuse_pairs and config.prefer.endswith("centre") and "embedding" not in source.columns():
         raise ConfigError(
             f"dedup.prefer is {config.prefer}: needs vectors, which dedup.reuse_pairs does without; leave one of them out"
         )
-    corpus = collect(source, config, where=where, vectors=not config.reuse_pairs)
+    earlier = Earlier.find(config.against) if config.against else None
+    protected = protected_source(config)
+    rows = source.count() + (earlier.count() if earlier else 0) + (protected.count() if protected else 0)
+    small = config.shards is None and rows < _SMALL and config.device != "cuda"
+    tasks: Tasks = Here() if small else OnRay(threads=config.threads or 1, device=config.device)
+    corpus = collect(source, config, tasks, where=where, vectors=not config.reuse_pairs)
     if corpus.rescaled:
         context.progress.note(f"{corpus.rescaled:,} embeddings were not of unit length and were normalised")
-    everything = _everything(config, corpus, earlier)
-    pairs, floor, plan, engine = _pairs(context, config, everything, plan)
-    decision = _without_text(decide(config, everything.vectors, pairs, everything.rows), corpus)
+    everything = _everything(
+        config,
+        corpus,
+        protected_rows(config, protected, tasks) if protected else no_rows(corpus.spread),
+        earlier.rows(tasks) if earlier else no_rows(corpus.spread),
+    )
+    n = len(corpus)
+    parts, floor, plan, engine = _pairs(context, config, everything, earlier.plan() if earlier else None)
+    threshold = None if config.text_thresholds else config.threshold
+    graph = PairGraph.of(tasks, parts, everything.rows.rank, threshold)
+    decision = _without_text(decide(config, everything.spread, graph, everything.rows), corpus)
     groups = _group_names(everything, decision)
-    files = {"pairs": [write_table(context, "pairs", _pairs_table(everything.ids, pairs))]}
+    files = {"pairs": write_parts(tasks, parts, everything.ids, context.store.folder, context.attempt)}
     if config.keep_index and plan is not None:
-        n = len(corpus)
-        files["index"] = write_index(context, kept_rows(corpus, decision.kept[:n], groups[:n], everything.earlier), plan)
+        before = everything.earlier
+        kept = [(before, np.ones(len(before), dtype=bool)), (named_rows(corpus, groups[:n]), decision.kept[:n])]
+        files["index"] = write_index(context, kept, plan)
     columns = [name for name in source.columns() if name not in ("group", "reason", "kept_id", "similarity")]
     outcome = commit_rows(
         context,
         _marked(source.dataset(), everything, decision, groups),
-        rows_in=len(corpus),
+        rows_in=n,
         kept_columns=[*columns, "group"],
         dropped_columns=[*columns, "reason", "kept_id", "similarity"],
         dropped_only=("kept_id", "similarity"),
-        details=lambda: details_of(config, corpus, pairs, decision, floor=floor, engine=engine),
+        details=lambda: details_of(
+            config, corpus, summed_up(tasks, parts, n, config.threshold, floor), decision, floor=floor, engine=engine
+        ),
     )
     context.store.folder.join("ledger").delete()
     return dataclasses.replace(outcome, files={**outcome.files, **files})
 
 
-def _everything(config: DedupConfig, corpus: Corpus, earlier: FixedRows | None) -> _Everything:
-    dims = corpus.vectors.rows.shape[1]
-    protected = protected_rows(config, config.protect) if config.protect and not config.reuse_pairs else no_rows(dims)
-    earlier = earlier or no_rows(dims)
+def _everything(config: DedupConfig, corpus: Corpus, protected: FixedRows, earlier: FixedRows) -> _Everything:
     n, p, e = len(corpus), len(protected), len(earlier)
     own = ranks(
         config.prefer,
@@ -90,7 +114,7 @@ def _everything(config: DedupConfig, corpus: Corpus, earlier: FixedRows | None) 
         lengths=corpus.lengths,
         column=corpus.score,
         position=corpus.position,
-        vectors=corpus.vectors,
+        spread=corpus.spread,
     )
     rank = np.concatenate([own + p + e, np.arange(p + e)])
     keys = np.concatenate([corpus.keys if corpus.keys is not None else np.zeros(n, "S16"), protected.keys, earlier.keys])
@@ -103,7 +127,7 @@ def _everything(config: DedupConfig, corpus: Corpus, earlier: FixedRows | None) 
         corpus=corpus,
         protected=protected,
         earlier=earlier,
-        vectors=side_by_side_rows(corpus, [protected, earlier]),
+        spread=side_by_side_rows(corpus, [protected, earlier]),
         ids=np.concatenate([corpus.ids, protected.ids, earlier.ids]),
         rows=Rows(rank=rank, stands_for=stands_for, protected=(place >= n) & (place < n + p), earlier=place >= n + p),
     )
@@ -111,38 +135,38 @@ def _everything(config: DedupConfig, corpus: Corpus, earlier: FixedRows | None) 
 
 def _pairs(
     context: StageContext, config: DedupConfig, everything: _Everything, plan: SearchPlan | None
-) -> tuple[Pairs, float, SearchPlan | None, dict[str, Any]]:
-    """Pairs of the rows that stand for themselves, down to the floor; the plan, and what to show of the engine."""
-    rows, corpus = everything.rows, everything.corpus
+) -> tuple[list[Handle], float, SearchPlan | None, dict[str, Any]]:
+    """Pairs of the rows that stand for themselves, in parts, down to the floor; the plan, and what to show of the engine."""
+    rows, corpus, tasks = everything.rows, everything.corpus, everything.spread.tasks
     if config.reuse_pairs:
-        pairs, floor = stored_pairs(context.store, config, corpus.ids, rows.stands_for[: len(corpus)])
-        return pairs, floor, None, {"method": "stored pairs"}
+        parts, floor = stored_parts(context.store, config, tasks, corpus.ids, rows.stands_for[: len(corpus)])
+        return parts, floor, None, {"method": "stored pairs"}
     alone = np.flatnonzero((rows.stands_for == np.arange(len(rows.rank))) & ~_blank(everything))
-    vectors = everything.vectors.take(alone)
-    thresholds = config.text_thresholds or (config.floor,) * len(vectors.widths)
+    spread = everything.spread.take(alone)
+    thresholds = config.text_thresholds or (config.floor,) * len(spread.widths)
     fixed = rows.fixed[alone]
     if config.mode == "approximate":
+        vectors = spread.vectors_at(np.arange(len(spread)))
         found, facts = approximate_pairs(vectors, thresholds, config, fixed=fixed, seed=context.seed)
         plan = plan or plan_search(vectors, thresholds, cells=0)
-        return _placed(found, alone), config.floor, plan, facts
-    small = config.shards is None and len(alone) < _SMALL and config.device != "cuda"
-    runner = in_process if small else on_ray(config.threads or 1, config.device, available_bytes(config.memory_gb))
+        return [tasks.put(_placed(found, alone))], config.floor, plan, facts
     result = search(
-        vectors,
+        spread,
         thresholds,
         ledger=context.store.folder.join("ledger"),
-        runner=runner,
         fixed=fixed,
         max_pairs=config.max_pairs,
         shards=config.shards,
+        memory_gb=config.memory_gb,
         seed=context.seed,
         plan=plan if plan is not None and plan.cells else None,
         note=context.progress.note,
     )
-    pairs = result.pairs
-    if len(result.hot):
-        pairs = summarise(vectors, result.hot, pairs, rows.rank[alone], config.threshold, fixed=fixed)
-    return _placed(pairs, alone), config.floor, result.plan, result.facts
+    if not len(result.hot):
+        return listed_parts(tasks, result.pairs, alone), config.floor, result.plan, result.facts
+    hot, listed = spread.vectors_at(result.hot), result.pairs.pairs(len(spread))
+    pairs = summarise(hot, result.hot, listed, rows.rank[alone], config.threshold, fixed=fixed)
+    return [tasks.put(_placed(pairs, alone))], config.floor, result.plan, result.facts
 
 
 def _blank(everything: _Everything) -> np.ndarray:
@@ -176,13 +200,6 @@ def _group_names(everything: _Everything, decision: Decision) -> np.ndarray:
         known[group] = min(known.get(group, name), name)
     return np.array(
         [known.get(group, name) for group, name in zip(decision.group.tolist(), names.tolist(), strict=True)], dtype=str
-    )
-
-
-def _pairs_table(ids: np.ndarray, pairs: Pairs) -> pa.Table:
-    names = pa.array(ids, pa.string())
-    return pa.table(
-        {"id_a": names.take(pa.array(pairs.a)), "id_b": names.take(pa.array(pairs.b)), "similarity": pairs.similarity}
     )
 
 

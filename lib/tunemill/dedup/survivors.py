@@ -1,12 +1,13 @@
-"""Which rows stay, given the pairs at or above the threshold and a priority. Pure functions on arrays.
+"""Which rows stay, given the pairs at or above the threshold and a priority. Pure functions on the pairs of one part.
 
 Greedy by priority: rows are looked at in order of priority, and a row stays unless a row that stayed
 is its near-duplicate. That is the one maximal independent set of the pair graph which the priority
-decides, so each dropped row has a kept near-duplicate (no orphan), whatever order pairs come in.
+decides, so each dropped row has a kept near-duplicate (no orphan), whatever order or parts pairs come in.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,52 @@ from scipy.sparse.csgraph import connected_components
 
 from tunemill.dedup.pairs import Pairs
 
-__all__ = ["Survivors", "components", "greedy", "greedy_mask", "one_per_component", "oriented", "orphans", "rank_of"]
+__all__ = [
+    "DROPPED",
+    "KEPT",
+    "Edges",
+    "Survivors",
+    "best_edges",
+    "covered",
+    "forest",
+    "greedy_mask",
+    "labels_of",
+    "leaders_of",
+    "oriented",
+    "rank_of",
+    "settle",
+    "to_leaders",
+]
 
+KEPT, DROPPED = 1, 2
+"""States of a row; 0 while it is undecided."""
 _ROUNDS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edges:
+    """Pairs by priority: ``higher`` and ``lower`` int64 [p], with ``similarity`` float64 [p]."""
+
+    higher: np.ndarray
+    lower: np.ndarray
+    similarity: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.higher)
+
+    def where(self, use: np.ndarray) -> Edges:
+        """Some of the edges."""
+        return Edges(higher=self.higher[use], lower=self.lower[use], similarity=self.similarity[use])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Edges]) -> Edges:
+        """The edges of several parts."""
+        none = np.zeros(0, np.int64)
+        return cls(
+            higher=np.concatenate([none, *(part.higher for part in parts)]),
+            lower=np.concatenate([none, *(part.lower for part in parts)]),
+            similarity=np.concatenate([np.zeros(0), *(part.similarity for part in parts)]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +72,13 @@ class Survivors:
     survivor: np.ndarray
     similarity: np.ndarray
 
+    @classmethod
+    def of(cls, kept: np.ndarray, best: Edges) -> Survivors:
+        """Survivors named by one edge for each dropped row."""
+        survivor, similarity = np.full(len(kept), -1, np.int64), np.full(len(kept), np.nan)
+        survivor[best.lower], similarity[best.lower] = best.higher, best.similarity
+        return cls(kept=kept, survivor=survivor, similarity=similarity)
+
 
 def rank_of(score: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Ranks int64 [n], 0 for the highest priority: a larger ``score`` first, then the smaller id."""
@@ -36,63 +87,29 @@ def rank_of(score: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return rank
 
 
-def greedy(n: int, pairs: Pairs, rank: np.ndarray) -> Survivors:
-    """Keep a row unless a kept row of higher priority is paired with it.
-
-    A dropped row's survivor is the most similar kept row of higher priority (the higher priority on ties).
-    """
-    higher, lower = oriented(pairs, rank)
-    kept = greedy_mask(n, higher, lower, rank)
-    return _with_survivors(kept, higher, lower, pairs.similarity, rank)
-
-
-def components(n: int, pairs: Pairs) -> np.ndarray:
-    """The connected component of each row, int64 [n], numbered by each component's smallest position."""
-    graph = coo_array((np.ones(len(pairs), np.int8), (pairs.a, pairs.b)), shape=(n, n))
-    _, labels = connected_components(graph, directed=False)
-    smallest = np.full(labels.max(initial=-1) + 1, n, np.int64)
-    np.minimum.at(smallest, labels, np.arange(n))
-    return smallest[labels]
-
-
-def one_per_component(labels: np.ndarray, pairs: Pairs, rank: np.ndarray, fixed: np.ndarray | None = None) -> Survivors:
-    """Keep the row of highest priority in each component, and ``fixed`` rows.
-
-    A dropped row's survivor is the one of highest priority; their similarity is nan where that pair is not stored.
-    """
-    n = len(labels)
-    best = np.full(n, n, np.int64)
-    np.minimum.at(best, labels, rank)
-    by_rank = np.empty(n, np.int64)
-    by_rank[rank] = np.arange(n)
-    leader = by_rank[best[labels]]
-    kept = leader == np.arange(n)
-    if fixed is not None:
-        kept |= fixed
-    similarity = np.full(n, np.nan)
-    for ends, others in ((pairs.a, pairs.b), (pairs.b, pairs.a)):
-        direct = leader[others] == ends
-        similarity[others[direct]] = pairs.similarity[direct]
-    similarity[kept] = np.nan
-    return Survivors(kept=kept, survivor=np.where(kept, -1, leader), similarity=similarity)
-
-
-def orphans(kept: np.ndarray, pairs: Pairs) -> np.ndarray:
-    """Positions of dropped rows that have no kept row among their pairs."""
-    covered = kept.copy()
-    covered[pairs.a[kept[pairs.b]]] = True
-    covered[pairs.b[kept[pairs.a]]] = True
-    return np.flatnonzero(~covered)
-
-
-def oriented(pairs: Pairs, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The end of higher priority of each pair, and the other one."""
+def oriented(pairs: Pairs, rank: np.ndarray) -> Edges:
+    """Pairs with the end of higher priority first."""
     a_first = rank[pairs.a] < rank[pairs.b]
-    return np.where(a_first, pairs.a, pairs.b), np.where(a_first, pairs.b, pairs.a)
+    return Edges(
+        higher=np.where(a_first, pairs.a, pairs.b), lower=np.where(a_first, pairs.b, pairs.a), similarity=pairs.similarity
+    )
 
 
-def greedy_mask(n: int, higher: np.ndarray, lower: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """Kept rows, bool [n], from edges. Rows with no undecided row above them are decided at once, long chains by a plain loop."""
+def settle(edges: Edges, state: np.ndarray) -> tuple[Edges, tuple[np.ndarray, np.ndarray, int]]:
+    """One round of the greedy rule: the edges that still matter, and of them the rows to drop now (a kept row is near), the
+    rows that have to wait for an undecided one, and the number.
+
+    ``state`` uint8 [n] holds KEPT and DROPPED rows, or 0. A row that has to wait in no part, and is dropped by none, stays.
+    """
+    above, open_ = state[edges.higher], state[edges.lower] == 0
+    dropped = np.unique(edges.lower[open_ & (above == KEPT)])
+    live = edges.where(open_ & (above == 0) & ~np.isin(edges.lower, dropped))
+    return live, (dropped, np.unique(live.lower), len(live))
+
+
+def greedy_mask(n: int, edges: Edges, rank: np.ndarray) -> np.ndarray:
+    """Kept rows, bool [n]. Rows with no undecided row above them are decided at once, long chains by a plain loop."""
+    higher, lower = edges.higher, edges.lower
     dropped = np.zeros(n, dtype=bool)
     for _ in range(_ROUNDS):
         if len(higher) == 0:
@@ -110,16 +127,47 @@ def greedy_mask(n: int, higher: np.ndarray, lower: np.ndarray, rank: np.ndarray)
     return ~dropped
 
 
-def _with_survivors(
-    kept: np.ndarray, higher: np.ndarray, lower: np.ndarray, similarity: np.ndarray, rank: np.ndarray
-) -> Survivors:
-    n = len(kept)
-    survivor = np.full(n, -1, np.int64)
-    best = np.full(n, np.nan)
-    use = kept[higher] & ~kept[lower]
-    above, below, value = higher[use], lower[use], similarity[use]
-    # The last assignment wins, so the best pair of each dropped row stands last.
-    order = np.lexsort((-rank[above], value))
-    survivor[below[order]] = above[order]
-    best[below[order]] = value[order]
-    return Survivors(kept=kept, survivor=survivor, similarity=best)
+def best_edges(edges: Edges, sources: np.ndarray, targets: np.ndarray, rank: np.ndarray) -> Edges:
+    """For each row of ``targets`` (bool [n]) the most similar row of ``sources`` above it, the higher priority on ties."""
+    some = edges.where(sources[edges.higher] & targets[edges.lower])
+    order = np.lexsort((rank[some.higher], -some.similarity, some.lower))
+    lower = some.lower[order]
+    return some.where(order[np.r_[True, lower[1:] != lower[:-1]]] if len(order) else order)
+
+
+def forest(edges: Edges) -> tuple[np.ndarray, np.ndarray]:
+    """Fewer edges that connect the same rows: from each row to one of its component."""
+    rows, ends = np.unique(np.concatenate([edges.higher, edges.lower]), return_inverse=True)
+    labels = labels_of(len(rows), ends[: len(edges)], ends[len(edges) :])
+    return rows, rows[labels]
+
+
+def labels_of(n: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The connected component of each row, int64 [n], numbered by each component's smallest position."""
+    graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(n, n))
+    _, labels = connected_components(graph, directed=False)
+    smallest = np.full(labels.max(initial=-1) + 1, n, np.int64)
+    np.minimum.at(smallest, labels, np.arange(n))
+    return smallest[labels]
+
+
+def leaders_of(labels: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """The row of highest priority in each row's component, int64 [n]."""
+    n = len(labels)
+    best = np.full(n, n, np.int64)
+    np.minimum.at(best, labels, rank)
+    by_rank = np.empty(n, np.int64)
+    by_rank[rank] = np.arange(n)
+    return by_rank[best[labels]]
+
+
+def to_leaders(edges: Edges, leader: np.ndarray) -> Edges:
+    """The edges from a row to the leader of its component."""
+    return edges.where(leader[edges.lower] == edges.higher)
+
+
+def covered(edges: Edges, kept: np.ndarray) -> np.ndarray:
+    """Positions of dropped rows that have a kept row among their pairs."""
+    ends = [edges.lower[kept[edges.higher]], edges.higher[kept[edges.lower]]]
+    rows = np.unique(np.concatenate(ends))
+    return rows[~kept[rows]]
