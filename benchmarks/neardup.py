@@ -6,6 +6,7 @@
     python benchmarks/neardup.py peers    --data sgd_sharegpt.jsonl.gz --rows 30000 --semhash-python peers/bin/python
     python benchmarks/neardup.py hot      --rows 50000
     python benchmarks/neardup.py memory   --rows 1000000
+    python benchmarks/neardup.py stage    --rows 1000000
     python benchmarks/neardup.py paper    --data sgd_sharegpt.jsonl.gz --rows 231005 --threshold 0.95
     python benchmarks/neardup.py survivors --rows 10000000
     python benchmarks/neardup.py gpu      --rows 1000000
@@ -18,39 +19,49 @@ seconds of all threads, which a busy machine disturbs less. Peers live in an env
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import json
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import psutil
 
+from tunemill.dedup.cells import Cells
 from tunemill.dedup.engine import all_pairs
+from tunemill.dedup.graph import PairGraph
 from tunemill.dedup.hot import find_hot, summarise
 from tunemill.dedup.join import join
 from tunemill.dedup.pairs import Pairs, Vectors, unique_pairs
 from tunemill.dedup.plan import choose, plan_search
-from tunemill.dedup.search import in_process, lay_out_shards, search
+from tunemill.dedup.search import search
 from tunemill.dedup.sketch import SLACK
-from tunemill.dedup.survivors import components, greedy, one_per_component, orphans, rank_of
+from tunemill.dedup.spread import Spread
+from tunemill.dedup.survivors import rank_of
+from tunemill.dedup.tasks import OnRay
 from tunemill.dedup.threads import cores
 from tunemill.store import Location
 
 QUERIES = 5_000
 MOST_BRUTE_FORCE = 30_000
 MOST_TILES = 10_000
+PAIRS_PER_PART = 4_000_000
 
 
 def main() -> None:
     """Run one of the comparisons."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["speed", "identity", "sweep", "peers", "hot", "memory", "paper", "survivors", "gpu"])
+    parser.add_argument(
+        "what", choices=["speed", "identity", "sweep", "peers", "hot", "memory", "stage", "paper", "survivors", "gpu"]
+    )
     parser.add_argument("--data", type=Path, help="ShareGPT JSONL (.gz); its distinct utterances are embedded once")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()), help="where embedded vectors are kept")
     parser.add_argument("--rows", type=int, nargs="+", default=[30_000])
@@ -182,10 +193,10 @@ def identity(arguments: argparse.Namespace) -> None:
     for threshold in (0.80, 0.90, 0.95, 0.99):
         true, ours = lowest.at_least(threshold), all_pairs(vectors, threshold)
         expected, found = set(zip(true.a, true.b, strict=True)), set(zip(ours.a, ours.b, strict=True))
-        kept = greedy(rows, ours, rank).kept
-        sharded = [np.array_equal(kept, greedy(rows, in_shards(vectors, threshold, shards), rank).kept) for shards in (1, 2, 8)]
+        kept = survivors_of(ours, rank)
+        sharded = [np.array_equal(kept, survivors_of(in_shards(vectors, threshold, shards), rank)) for shards in (1, 2, 8)]
         order = np.random.default_rng(2).permutation(rows)
-        shuffled = np.array_equal(kept[order], greedy(rows, all_pairs(x[order], threshold), rank[order]).kept)
+        shuffled = np.array_equal(kept[order], survivors_of(all_pairs(x[order], threshold), rank[order]))
         plain = all_pairs(few, threshold)
         tiles = [np.array_equal(plain.a, in_tiles(few, threshold, kind).a) for kind in ("fp32", "bf16")]
         close = int((np.abs(true.similarity - threshold) <= 1e-6).sum())
@@ -197,17 +208,24 @@ def in_shards(vectors: Vectors, threshold: float, shards: int) -> Pairs:
     """The stage's search with a ledger, in this process."""
     with tempfile.TemporaryDirectory() as folder:
         fixed = np.zeros(len(vectors), dtype=bool)
-        found = search(
-            vectors, [threshold], ledger=Location.of(folder), runner=in_process, fixed=fixed, max_pairs=10**9, shards=shards
-        )
-        return found.pairs
+        spread = Spread.here(vectors, blocks=3)
+        found = search(spread, [threshold], ledger=Location.of(folder), fixed=fixed, max_pairs=10**9, shards=shards)
+        return found.pairs.pairs(len(vectors))
+
+
+def survivors_of(pairs: Pairs, rank: np.ndarray) -> np.ndarray:
+    """Rows that the greedy rule keeps."""
+    return PairGraph.here(pairs, rank).greedy().kept
+
+
+def orphans(kept: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """Removed rows without a kept row among their pairs."""
+    return PairGraph.here(pairs, np.arange(len(kept))).orphans(kept)
 
 
 def in_tiles(vectors: Vectors, threshold: float, precision: Any, device: str = "cpu") -> Pairs:
     """The search that GPUs run."""
-    plan = plan_search(vectors, [threshold], cells=0)
-    layout = lay_out_shards(plan, vectors, [threshold], 1)
-    return join(vectors, None, layout, [threshold], device=device, precision=precision)
+    return join(vectors, None, Cells.one(len(vectors)), [threshold], device=device, precision=precision)
 
 
 def sweep(arguments: argparse.Namespace) -> None:
@@ -241,7 +259,7 @@ def peers(arguments: argparse.Namespace) -> None:
         print(f"\n{rows} rows, t = {threshold}, {len(true)} pairs\n")
         print("| | s (core s) | recall of pairs | removed | orphans |")
         print("|---|---|---|---|---|")
-        kept = greedy(rows, true, rank).kept
+        kept = survivors_of(true, rank)
         print(f"| ours, exact, greedy | {wall:.2f} ({cpu:.2f}) | 1 | {(~kept).sum()} | {len(orphans(kept, true))} |", flush=True)
         for name, run in PEERS.items():
             (found, kept), wall, cpu = timed(run, x, threshold, rank)
@@ -297,7 +315,7 @@ def hnsw(x: np.ndarray, threshold: float, rank: np.ndarray) -> tuple[Pairs, np.n
     other = near[row, column]
     use = other != row
     pairs = unique_pairs(row[use], other[use], scores[row, column][use].astype(float), len(x))
-    return pairs, greedy(len(x), pairs, rank).kept
+    return pairs, survivors_of(pairs, rank)
 
 
 def paraphrase_mining(x: np.ndarray, threshold: float, rank: np.ndarray) -> tuple[Pairs, np.ndarray]:
@@ -308,7 +326,8 @@ def paraphrase_mining(x: np.ndarray, threshold: float, rank: np.ndarray) -> tupl
     mined = util.paraphrase_mining_embeddings(torch.from_numpy(x), max_pairs=5_000_000, top_k=100)
     close = np.array([(a, b, score) for score, a, b in mined if score >= threshold]).reshape(-1, 3)
     pairs = unique_pairs(close[:, 0].astype(np.int64), close[:, 1].astype(np.int64), close[:, 2], len(x))
-    return pairs, one_per_component(components(len(x), pairs), pairs, rank).kept
+    graph = PairGraph.here(pairs, rank)
+    return pairs, graph.one_per_component(graph.components()).kept
 
 
 PEERS: dict[str, Callable[[np.ndarray, float, np.ndarray], tuple[Pairs, np.ndarray]]] = {
@@ -356,7 +375,7 @@ def hot(arguments: argparse.Namespace) -> None:
     rank = rank_of(rng.integers(0, 50, rows).astype(float), np.arange(rows))
     for threshold in arguments.threshold:
         few = 1500
-        full = greedy(few, all_pairs(x[:few], threshold), np.argsort(np.argsort(rank[:few]))).kept
+        full = survivors_of(all_pairs(x[:few], threshold), np.argsort(np.argsort(rank[:few])))
         short = hot_kept(x[:few], threshold, np.argsort(np.argsort(rank[:few])), 10_000)[0]
         (kept, pairs, size), wall, cpu = timed(hot_kept, x, threshold, rank, 50_000_000)
         print(f"{rows} variations, t = {threshold}: {size} hot rows, {kept.sum()} kept, {len(pairs)} pairs listed, ", end="")
@@ -366,11 +385,11 @@ def hot(arguments: argparse.Namespace) -> None:
 def hot_kept(x: np.ndarray, threshold: float, rank: np.ndarray, most: int) -> tuple[np.ndarray, Pairs, int]:
     """Survivors with the pairs of hot rows summarised."""
     vectors = Vectors.of(x, threads=cores())
-    rows = find_hot(vectors, threshold, most)
+    rows = find_hot(Spread.here(vectors), threshold, most)
     code = np.zeros(len(x), np.uint8)
     code[rows] = 2
-    pairs = summarise(vectors, rows, all_pairs(vectors, threshold, code=code), rank, threshold)
-    return greedy(len(x), pairs, rank).kept, pairs, len(rows)
+    pairs = summarise(vectors.take(rows), rows, all_pairs(vectors, threshold, code=code), rank, threshold)
+    return survivors_of(pairs, rank), pairs, len(rows)
 
 
 def memory(arguments: argparse.Namespace) -> None:
@@ -392,18 +411,122 @@ def memory(arguments: argparse.Namespace) -> None:
 
 
 def survivors(arguments: argparse.Namespace) -> None:
-    """Deciding who stays from five random pairs for each row, in one process: time and peak memory."""
+    """Deciding who stays from five random pairs for each row: in one process, and over parts of the pairs as Ray tasks."""
     for rows in arguments.rows:
-        rng = np.random.default_rng(0)
-        a = rng.integers(0, rows - 30, 5 * rows)
-        pairs = Pairs(a=a, b=a + rng.integers(1, 30, len(a)), similarity=rng.uniform(0.9, 1, len(a)))
-        rank = rng.permutation(rows)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found, wall, _ = timed(greedy, rows, pairs, rank)
-        _, groups, _ = timed(components, rows, pairs)
+        rank = np.random.default_rng(0).permutation(rows)
+        parts = max(1, 5 * rows // PAIRS_PER_PART)
+        tasks = on_ray()
+        handles = [tasks.start(random_pairs, rows, part, parts) for part in range(parts)]
+        graph, laying, _ = timed(PairGraph.of, tasks, handles, rank)
+        spread, wall, _ = timed(graph.greedy)
+        labels, groups, _ = timed(graph.components)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(f"{rows:,} rows, {len(pairs):,} pairs: greedy {wall:.1f} s ({found.kept.sum():,} kept), ", end="")
-        print(f"components {groups:.1f} s, peak {peak / 1e6:.2f} GB, input {before / 1e6:.2f}")
+        print(f"{rows:,} rows, {graph.count:,} pairs in {parts} parts on Ray: {laying:.1f} s to lay them by priority, ", end="")
+        print(f"greedy {wall:.1f} s ({spread.kept.sum():,} kept), components {groups:.1f} s, ", end="")
+        print(f"this process {peak / 1e6:.2f} GB at its peak")
+        whole = Pairs(
+            **{name: np.concatenate([getattr(p, name) for p in tasks.get(handles)]) for name in ("a", "b", "similarity")}
+        )
+        here = PairGraph.here(whole, rank)
+        found, wall, _ = timed(here.greedy)
+        same, groups, _ = timed(here.components)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(
+            f"in one process: greedy {wall:.1f} s, components {groups:.1f} s, {peak / 1e6:.2f} GB; the same rows kept: ", end=""
+        )
+        print(np.array_equal(found.kept, spread.kept) and np.array_equal(found.survivor, spread.survivor), end="")
+        print(f", the same groups: {np.array_equal(same, labels)}")
+
+
+def random_pairs(rows: int, part: int, parts: int) -> Pairs:
+    """One part of five pairs for each row."""
+    rng = np.random.default_rng(part)
+    a = rng.integers(part * rows // parts, max((part + 1) * rows // parts - 30, 1), 5 * rows // parts)
+    return Pairs(a=a, b=a + rng.integers(1, 30, len(a)), similarity=rng.uniform(0.9, 1, len(a)))
+
+
+def on_ray() -> OnRay:
+    """Tasks of a local Ray."""
+    from tunemill.resources import connect
+
+    connect()
+    return OnRay(device="cpu")
+
+
+def stage(arguments: argparse.Namespace) -> None:
+    """The whole stage on Ray over files of vectors: time, and the memory of each process beside what the plan allows."""
+    from tunemill.dedup.config import DedupConfig
+    from tunemill.dedup.stage import STAGE
+    from tunemill.progress import Progress
+    from tunemill.stage import new_context, run_stage
+    from tunemill.store import StageStore
+    from tunemill.tables import FileSource, InputConfig
+
+    on_ray()
+    for rows, threshold in ((rows, t) for rows in arguments.rows for t in arguments.threshold):
+        with tempfile.TemporaryDirectory(dir=arguments.cache) as folder:
+            write_files(vectors_of(arguments, rows), Path(folder))
+            context = new_context(StageStore(Location.of(f"{folder}/out")), seed=0, progress=Progress(quiet=True))
+            source = FileSource(InputConfig(path=f"{folder}/in/*.parquet"))
+            with Watch() as watch:
+                config = DedupConfig(threshold=threshold, shards=-(-rows // 50_000))
+                manifest, wall, _ = timed(run_stage, STAGE, source, config, context, overwrite=False)
+            engine, details = manifest.details["engine"], manifest.details
+            pairs, dropped = f"{details['pairs']:,} pairs down to {details['pair_floor']}", details["near_duplicates"]
+            print(f"{rows:,} rows, t = {threshold}: {wall:.0f} s; {pairs}, {dropped:,} dropped; {engine}")
+            largest, planned = watch.largest("_compare"), f"{engine['task_gb']:.2f} GB planned"
+            print(f"  memory of their own: search task {largest}, {planned}; any task {watch.largest('')}; ", end="")
+            print(f"this process {watch.own / 1e9:.2f} GB", flush=True)
+
+
+def write_files(x: np.ndarray, folder: Path) -> None:
+    """Vectors with ids as parquet files of 100,000 rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (folder / "in").mkdir()
+    for start in range(0, len(x), 100_000):
+        part = x[start : start + 100_000]
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), part.shape[1])
+        ids = [f"r{i:09d}" for i in range(start, start + len(part))]
+        pq.write_table(pa.table({"id": ids, "embedding": vectors}), folder / "in" / f"{start:09d}.parquet", compression="none")
+
+
+class Watch:
+    """The peak memory of their own (RssAnon, without the shared object store) of this process and of Ray's tasks."""
+
+    def __enter__(self) -> Self:
+        self.own, self._tasks, self._ended = 0, dict[str, int](), threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def largest(self, name: str) -> str:
+        """Of the tasks with this in their name."""
+        found = max(((size, task) for task, size in self._tasks.items() if name in task), default=(0, "none seen"))
+        return f"{found[0] / 1e9:.2f} GB ({found[1]})"
+
+    def _look(self) -> None:
+        me = psutil.Process()
+        while not self._ended.wait(0.2):
+            self.own = max(self.own, anonymous_bytes(me.pid))
+            for process in me.children(recursive=True):
+                with contextlib.suppress(psutil.Error, OSError):
+                    name = process.cmdline()[0] if process.cmdline() else ""
+                    if name.startswith("ray::"):
+                        self._tasks[name] = max(self._tasks.get(name, 0), anonymous_bytes(process.pid))
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Memory of a process that is neither of a file nor shared."""
+    for row in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if row.startswith("RssAnon:"):
+            return int(row.split()[1]) * 1024
+    return 0
 
 
 def paper(arguments: argparse.Namespace) -> None:

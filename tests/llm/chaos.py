@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 
 from mock_provider import Latency, MockConfig, MockHandle, start_mock
+from simulated_cluster import shut_down
 
 KINDS = ("caller", "budget", "driver", "node")
 CONCURRENCY = 8
@@ -85,13 +86,7 @@ class Arena:
 
     def close(self) -> None:
         """Stop everything that this started."""
-        import ray
-        from ray.experimental.internal_kv import _initialize_internal_kv
-
-        self.cluster.shutdown()
-        if ray.is_initialized():
-            # The simulated cluster took over this process's key-value client; other tests share a session that needs it.
-            _initialize_internal_kv(ray._private.worker.global_worker.gcs_client)
+        shut_down(self.cluster)
         self.mock.stop()
         if self.store is not None:
             self.store.stop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from tunemill.dedup.sketch import SLACK
 from tunemill.dedup.threads import side_by_side
 
 __all__ = ["join"]
+
+_LOT = 1 << 16
 
 
 def join(
@@ -43,13 +45,32 @@ def join(
     narrow = sketches is None or sketches.shape[1] <= vectors.rows.shape[1]
 
     def work(part: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        a, b = scan.pairs(layout.meeting(*part, scan.size))
-        if narrow:
-            a, b = vectors.near(a, b, lowest - SLACK)
-        return vectors.accepted(a, b, thresholds)
+        accepted = []
+        for a, b in _some_at_a_time(scan.pairs(layout.meeting(*part, scan.size))):
+            accepted.append(vectors.accepted(*(vectors.near(a, b, lowest - SLACK) if narrow else (a, b)), thresholds))
+        return _joined(accepted)
 
     found = side_by_side(work, layout.parts(scan.size, cells), threads)
-    if not found:
-        return Pairs.empty()
-    a, b, similarity = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return unique_pairs(a, b, similarity, len(vectors))
+    return unique_pairs(*_joined(found), len(vectors))
+
+
+def _some_at_a_time(candidates: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Candidates in lots: enough to be checked fast, few enough that a bound that lets much through takes no memory."""
+    waiting: list[tuple[np.ndarray, np.ndarray]] = []
+    count = 0
+    for pair in candidates:
+        waiting.append(pair)
+        count += len(pair[0])
+        if count >= _LOT:
+            a, b = (np.concatenate(ends) for ends in zip(*waiting, strict=True))
+            yield a, b
+            waiting, count = [], 0
+    if waiting:
+        a, b = (np.concatenate(ends) for ends in zip(*waiting, strict=True))
+        yield a, b
+
+
+def _joined(found: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    none = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    a, b, similarity = (np.concatenate(parts) for parts in zip(none, *found, strict=True))
+    return a, b, similarity

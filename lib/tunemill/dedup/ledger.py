@@ -146,5 +146,5 @@ def _digest(block: Block, places: np.ndarray) -> np.ndarray:
             mixed = bits @ key[:-1] + (places[some].astype(np.uint64) + np.uint64(1)) * key[-1]
             # Without this step of splitmix64 two rows that trade places could leave the sum as it was.
             mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            total[i] += (mixed ^ (mixed >> np.uint64(27))).sum(dtype=np.uint64)
+            total[i : i + 1] += (mixed ^ (mixed >> np.uint64(27))).sum(dtype=np.uint64)
     return total

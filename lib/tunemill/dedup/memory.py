@@ -21,6 +21,8 @@ _PAIR_BYTES = 60
 _ROW_BYTES = 1000
 """Of one row with the process that decides: id, hash, priority, decision, position in its block."""
 _THREAD_BYTES = 32e6
+_PROCESS_BYTES = 150e6
+"""Of a worker before it has any rows: Python, numpy, Arrow, Ray."""
 
 
 def available_bytes(memory_gb: float | None) -> float:
@@ -87,7 +89,7 @@ class MemoryPlan:
 
 def shard_bytes(rows: np.ndarray, entries: np.ndarray, dims: int, width: int, threads: int) -> np.ndarray:
     """Peak of the task of each shard: its rows, their pieces, sketches, the cells' lists, and each thread's score blocks."""
-    return rows * (dims * 4.0 * 2 + width * 4 + 64) + 24.0 * entries + threads * _THREAD_BYTES
+    return _PROCESS_BYTES + rows * (dims * 4.0 * 2 + width * 4 + 64) + 24.0 * entries + threads * _THREAD_BYTES
 
 
 def check_disk(folder: Location, pairs: float) -> None:

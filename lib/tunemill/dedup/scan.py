@@ -34,9 +34,10 @@ class SketchScan:
         self.size = _PART_ROWS
         """Rows at home in one call: enough to be fast, few enough for threads to share a large cell."""
 
-    def pairs(self, met: Meeting) -> tuple[np.ndarray, np.ndarray]:
-        """Row positions int64 of both ends of each pair that a row at home may make."""
-        return _collected(_classes(met, self._code), self._above)
+    def pairs(self, meeting: Meeting) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Row positions int64 of both ends of each pair that a row at home may make, some at a time."""
+        for rows, met, among in _classes(meeting, self._code):
+            yield from self._above(rows, met, among)
 
     def _above(self, rows: np.ndarray, met: np.ndarray, among: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         left, right = self._sketches[rows], self._sketches[met]
@@ -85,9 +86,10 @@ class TileScan:
         self._side = max(64, int((_TILE_BYTES / self._rows.element_size()) ** 0.5) if device == "cuda" else 1024)
         self.size = self._side
 
-    def pairs(self, met: Meeting) -> tuple[np.ndarray, np.ndarray]:
-        """Row positions int64 of both ends of each pair that a row at home may make."""
-        return _collected(_classes(met, self._code), self._above)
+    def pairs(self, meeting: Meeting) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Row positions int64 of both ends of each pair that a row at home may make, some at a time."""
+        for rows, met, among in _classes(meeting, self._code):
+            yield from self._above(rows, met, among)
 
     def _above(self, rows: np.ndarray, met: np.ndarray, among: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         torch, side = self._torch, self._side
@@ -109,15 +111,6 @@ class TileScan:
             left, right = (self._whole[torch.from_numpy(end[part]).to(self._whole.device)] for end in (a, b))
             keep[part] = ((left * right).sum(dim=1) >= self._sure).cpu().numpy()
         return a[keep], b[keep]
-
-
-def _collected(classes: Iterator[tuple[np.ndarray, np.ndarray, bool]], above: Any) -> tuple[np.ndarray, np.ndarray]:
-    first, second = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for rows, met, among in classes:
-        for a, b in above(rows, met, among):
-            first.append(a)
-            second.append(b)
-    return np.concatenate(first), np.concatenate(second)
 
 
 def _ends(rows: np.ndarray, met: np.ndarray, row: np.ndarray, column: np.ndarray, among: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ class Spool:
     """Float32 rows [n, d], written one block after another and then read as one array."""
 
     def __init__(self) -> None:
-        # Without a name from the start, so that nothing is left behind however the process ends; closed with the last array.
+        # Without a name from the start, so that nothing is left behind however the process ends.
         self._file: IO[bytes] = tempfile.TemporaryFile(prefix="tunemill-vectors-")  # noqa: SIM115
         self._rows = 0
 
@@ -28,11 +28,13 @@ class Spool:
         self._rows += len(block)
 
     def rows(self, dims: int) -> np.ndarray:
-        """All rows, read-only; their pages count as the system's cache and are given back when memory is short."""
-        self._file.flush()
-        if not self._rows or not dims:
-            return np.zeros((self._rows, dims), np.float32)
-        pages = mmap.mmap(self._file.fileno(), 0, prot=mmap.PROT_READ)
+        """All rows, read-only, and the end of writing; their pages count as the system's cache and are given back when
+        memory is short. The file goes with the last array."""
+        with self._file:
+            self._file.flush()
+            if not self._rows or not dims:
+                return np.zeros((self._rows, dims), np.float32)
+            pages = mmap.mmap(self._file.fileno(), 0, prot=mmap.PROT_READ)
         return np.frombuffer(pages, np.float32).reshape(self._rows, dims)
 
 

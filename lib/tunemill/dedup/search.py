@@ -14,7 +14,7 @@ from tunemill.dedup.hot import find_hot
 from tunemill.dedup.ledger import Ledger, search_key
 from tunemill.dedup.memory import MemoryPlan, check_disk
 from tunemill.dedup.plan import SearchPlan, plan_search
-from tunemill.dedup.shards import LayoutRule, Piece, cut, lay_out, loads, pieces, sizes, tiles, work_of
+from tunemill.dedup.shards import LayoutRule, Piece, cut, lay_out, loads, piece, pieces, sizes, tiles, work_of
 from tunemill.dedup.spread import Spread
 from tunemill.dedup.tasks import Handle, node_name
 from tunemill.store import Location
@@ -131,13 +131,12 @@ class _Laid:
 
     def pieces(self, shards: Sequence[int], code: Handle) -> list[list[Handle]]:
         """Handles of the pieces of each of some shards."""
-        cells = [self.cells[shard] for shard in shards]
-        by_block = [
-            self.spread.tasks.start(pieces, block, places, layout, code, cells, returns=len(cells))
-            for (block, places), layout in zip(self.spread.arguments(), self.blocks, strict=True)
-        ]
-        # A call of one result gives its handle, of several a list of them.
-        return [by_block] if len(cells) == 1 else [list(parts) for parts in zip(*by_block, strict=True)]
+        cells, start = [self.cells[shard] for shard in shards], self.spread.tasks.start
+        each = [(*arguments, layout, code) for arguments, layout in zip(self.spread.arguments(), self.blocks, strict=True)]
+        if len(cells) == 1:
+            return [[start(piece, *arguments, cells[0]) for arguments in each]]
+        by_block = [start(pieces, *arguments, cells, returns=len(cells)) for arguments in each]
+        return [list(parts) for parts in zip(*by_block, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)

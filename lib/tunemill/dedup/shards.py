@@ -19,7 +19,21 @@ from tunemill.dedup.plan import SearchPlan
 from tunemill.dedup.sketch import Sketch
 from tunemill.dedup.spread import Block
 
-__all__ = ["Grid", "Layout", "LayoutRule", "Piece", "Work", "cut", "lay_out", "loads", "pieces", "sizes", "tiles", "work_of"]
+__all__ = [
+    "Grid",
+    "Layout",
+    "LayoutRule",
+    "Piece",
+    "Work",
+    "cut",
+    "lay_out",
+    "loads",
+    "piece",
+    "pieces",
+    "sizes",
+    "tiles",
+    "work_of",
+]
 
 
 class Layout(Protocol):
@@ -132,15 +146,13 @@ class Piece:
     visits: tuple[np.ndarray, np.ndarray]
 
 
-def pieces(
-    block: Block, places: np.ndarray, layout: Layout, code: np.ndarray, shards: Sequence[np.ndarray]
-) -> Piece | list[Piece]:
-    """A block's pieces of several shards, each given by its cells; of one shard just the piece."""
-    found = [_piece(block, places, layout, code, cells) for cells in shards]
-    return found if len(found) > 1 else found[0]
+def pieces(block: Block, places: np.ndarray, layout: Layout, code: np.ndarray, shards: Sequence[np.ndarray]) -> Iterator[Piece]:
+    """A block's pieces of several shards, each given by its cells; one is sent off before the next is made."""
+    return (piece(block, places, layout, code, cells) for cells in shards)
 
 
-def _piece(block: Block, places: np.ndarray, layout: Layout, code: np.ndarray, cells: np.ndarray) -> Piece:
+def piece(block: Block, places: np.ndarray, layout: Layout, code: np.ndarray, cells: np.ndarray) -> Piece:
+    """What a block holds of the shard with these cells."""
     home, visits = (_entries([of(cell) for cell in cells.tolist()]) for of in (layout.home, layout.visitors))
     rows = np.unique(np.concatenate([home[0], visits[0]]))
     positions = places[rows]

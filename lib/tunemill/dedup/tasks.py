@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+import pyarrow as pa
+
 from tunemill.dedup.threads import cores
 from tunemill.errors import root_cause
 
@@ -49,7 +51,7 @@ class Tasks(Protocol):
         """Keep a value that many calls read."""
 
     def start(self, work: Callable[..., Any], *arguments: Any, returns: int = 1, device: str = "cpu") -> Any:
-        """Begin a call: a handle of its result, or a list of ``returns`` handles."""
+        """Begin a call: a handle of its result, or a list of ``returns`` handles (results may come from an iterator)."""
 
     def get(self, handles: Sequence[Handle]) -> list[Any]:
         """The values, brought here. Raises what the calls raised."""
@@ -106,7 +108,7 @@ class OnRay:
 
         cpus, gpus = cluster_resources()
         self._ray = ray
-        self._remote: dict[tuple[Callable[..., Any], int, str], Any] = {}
+        self._task = ray.remote(_call)
         self.threads = threads
         self.nodes = node_count()
         self.device = "cuda" if device == "cuda" or (device == "auto" and gpus >= 1) else "cpu"
@@ -120,11 +122,9 @@ class OnRay:
 
     def start(self, work: Callable[..., Any], *arguments: Any, returns: int = 1, device: str = "cpu") -> Any:
         """Begin a task."""
-        key = (work, returns, device)
-        if key not in self._remote:
-            use = {"num_cpus": self.threads, "num_gpus": 1 if device == "cuda" else 0}
-            self._remote[key] = self._ray.remote(work).options(num_returns=returns, max_retries=3, **use)
-        return self._remote[key].remote(*arguments)
+        use = {"num_cpus": self.threads, "num_gpus": 1 if device == "cuda" else 0}
+        task = self._task.options(num_returns=returns, max_retries=3, name=work.__name__, **use)
+        return task.remote(work, *arguments)
 
     def get(self, handles: Sequence[Handle]) -> list[Any]:
         """Bring values here; the project's own errors come as they were raised."""
@@ -141,6 +141,12 @@ class OnRay:
     def all(self, work: Callable[..., Any], each: Iterable[tuple[Any, ...]]) -> list[Any]:
         """One task for each tuple; results in their order."""
         return self.get([self.start(work, *arguments) for arguments in each])
+
+
+def _call(work: Callable[..., Any], *arguments: Any) -> Any:
+    # What an earlier task of this process read stays with Arrow's allocator until it is asked to let go.
+    pa.default_memory_pool().release_unused()
+    return work(*arguments)
 
 
 def node_name() -> str:
