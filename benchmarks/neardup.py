@@ -532,7 +532,7 @@ def anonymous_bytes(pid: int) -> int:
 def paper(arguments: argparse.Namespace) -> None:
     """What 10^7 and 10^8 rows like these would take: the cost model, corrected by its error on the rows at hand."""
     x = vectors_of(arguments, arguments.rows[0])
-    sample = x[np.random.default_rng(0).choice(len(x), min(len(x), 8192), replace=False)]
+    sample = x[np.random.default_rng(0).choice(len(x), min(len(x), 40_960), replace=False)]
     for threshold in arguments.threshold:
         expected = choose(sample, threshold, len(x)).expected_core_s
         error = float(np.median([timed(all_pairs, x, threshold)[2] for _ in range(arguments.rounds)])) / expected

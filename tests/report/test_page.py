@@ -160,6 +160,19 @@ def test_missing_columns_and_details_leave_their_part_out(tmp_path: Path) -> Non
     assert {"funnel", "balance", "duplicates", "sample"} <= set(found.ids)
 
 
+def test_an_approximate_search_shows_its_recall_with_an_interval(tmp_path: Path) -> None:
+    """Whoever gave up exactness sees what it cost, and how many rows came too close to a protected one."""
+    write_run(tmp_path, until="dedup")
+    file = tmp_path / "dedup" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    recall = {"sampled_rows": 1000, "true_pairs": 400, "found": 390, "recall": 0.975, "low": 0.9546, "high": 0.9864}
+    manifest["details"] |= {"near_protected": 7, "engine": {"method": "approximate (ivf)", "recall": recall}}
+    file.write_text(json.dumps(manifest))
+    page = " ".join(write_report(Location(str(tmp_path))).read_text().split())
+    assert "recall 0.9750, 95 % interval 0.9546 to 0.9864" in page
+    assert "7 rows were too close to a protected row" in page
+
+
 def test_a_stage_called_alone_has_a_page_too(tmp_path: Path) -> None:
     """The folder of a single dedup run is reported with its duplicates."""
     run = write_run(tmp_path / "run", rows=40, until="dedup")

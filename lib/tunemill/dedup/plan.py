@@ -36,6 +36,7 @@ _CELL_S = 250e-6
 _WIDTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
 _PAIR_SAMPLE = 1024
 _CELL_SAMPLE = 8192
+_PROBE_TRAINING = (8192, 32768)
 _TRAINING_PER_CELL = 40
 _PROBES = (64, 256, 1024)
 _MOST_CELLS = 8192
@@ -100,8 +101,8 @@ def plan_search(
 
 def _plan(vectors: Rows, thresholds: Sequence[float], seed: int, width: int | None, cells: int | None) -> SearchPlan:
     rng = np.random.default_rng(seed)
-    sample = _sample(rng, vectors, _CELL_SAMPLE)
-    rotation = fit(sample, len(vectors.widths))
+    sample = _sample(rng, vectors, _CELL_SAMPLE + int(np.clip(len(vectors) // 10, *_PROBE_TRAINING)))
+    rotation = fit(sample[:_CELL_SAMPLE], len(vectors.widths))
     chosen = choose(sample, float(np.mean(thresholds)), len(vectors), rotation=rotation, width=width, cells=cells)
     sketch = rotation.narrowed(chosen.width)
     estimate: dict[str, Any] = {
@@ -206,11 +207,15 @@ def _work_by_cells(
 ) -> dict[int, tuple[float, float]]:
     """Scores to compute and visits by number of cells: probed for a few, interpolated on a log scale between."""
     sketches = sketch.of(sample)
+    # Rows that shaped the cells lie deeper inside them than others do: cells are tried on rows that they have not seen.
+    probe, training = np.split(sketches, [max(1, min(_CELL_SAMPLE, len(sketches) // 2))])
+    training = training if len(training) else probe
     most = max(min(_MOST_CELLS, n // _ROWS_PER_CELL), 1)
-    probes = [cells] if cells else sorted({min(k, most, len(sample) // 4) for k in _PROBES})
-    scale, measured = n / len(sample), {}
+    probes = [cells] if cells else sorted({min(k, most, len(training) // 4) for k in _PROBES})
+    scale, measured = n / len(probe), {}
     for k in probes:
-        layout = assign(sketches, k_means(sketches[: max(4096, 8 * k)], k, iterations=2, seed=0), lowest)
+        centroids = k_means(training[: max(4096, 32 * k)], k, iterations=2, seed=0)
+        layout = assign(probe, centroids, lowest)
         at_home = np.diff(layout.home_offsets) * scale
         visits = np.diff(layout.visitor_offsets) * scale
         measured[k] = (float((at_home * (at_home / 2 + visits)).sum()), float(visits.sum()))

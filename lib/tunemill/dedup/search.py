@@ -16,14 +16,15 @@ from tunemill.dedup.memory import MemoryPlan, check_disk
 from tunemill.dedup.plan import SearchPlan, plan_search
 from tunemill.dedup.shards import LayoutRule, Piece, cut, lay_out, loads, piece, pieces, sizes, tiles, work_of
 from tunemill.dedup.spread import Spread
-from tunemill.dedup.tasks import Handle, node_name
+from tunemill.dedup.tasks import Handle, Tasks, node_name
 from tunemill.store import Location
 
 __all__ = ["FIXED", "HOT", "Found", "search"]
 
 FIXED, HOT = 1, 2
 """Bits of the code: rows that stay whatever happens, and rows whose pairs among each other are not listed."""
-_ROWS_PER_SHARD = 50_000
+_ROWS_PER_SHARD = (50_000, 200_000)
+_SHARDS_PER_SLOT = 4
 _ROWS_PER_TILE = {"cpu": 100_000, "cuda": 2_000_000}
 
 
@@ -106,7 +107,7 @@ class _Laid:
     def out(cls, spread: Spread, plan: SearchPlan, lowest: float, shards: int | None, book: Ledger) -> _Laid:
         """Lay rows into the plan's cells, or into tiles of a brute force, and cells into shards."""
         tasks, n = spread.tasks, len(spread)
-        groups = _groups(n, shards, tasks.device)
+        groups = _groups(n, shards, tasks)
         first, second = tiles(groups)
         known = book.layout()
         homes = None if known is None else known[0]
@@ -120,7 +121,7 @@ class _Laid:
             shard_of_cell = np.arange(rule.cells)
             if plan.centroids is not None:
                 load = sum(tasks.all(loads, [(block, rule.cells) for block in blocks]))
-                shard_of_cell = cut(load, shards or _fitting(n), plan.centroids)
+                shard_of_cell = cut(load, shards or _fitting(n, tasks.slots), plan.centroids)
             book.put_layout(homes, shard_of_cell)
         else:
             shard_of_cell = known[1]
@@ -179,15 +180,16 @@ def _compare(told: _Compare, number: int, cells: int, apart: np.ndarray | None, 
     return len(found), node_name()
 
 
-def _fitting(n: int) -> int:
-    return max(1, -(-n // _ROWS_PER_SHARD))
+def _fitting(n: int, slots: int) -> int:
+    """A few shards for each slot, so that all end together; larger ones share more visitors, smaller ones need less memory."""
+    worth, needed = -(-n // _ROWS_PER_SHARD[0]), -(-n // _ROWS_PER_SHARD[1])
+    return max(1, needed, min(worth, _SHARDS_PER_SLOT * slots if slots > 1 else 1))
 
 
-def _groups(n: int, shards: int | None, device: str) -> int:
+def _groups(n: int, shards: int | None, tasks: Tasks) -> int:
     """Groups of a brute force, so that their tiles are about as many as ``shards``, or of a size that fits."""
-    wanted = shards or _fitting(n)
-    groups = int(np.ceil((np.sqrt(8.0 * wanted + 1) - 1) / 2))
-    return groups if shards else max(groups if device == "cpu" else 1, -(-2 * n // _ROWS_PER_TILE[device]))
+    groups = int(np.ceil((np.sqrt(8.0 * (shards or _fitting(n, tasks.slots)) + 1) - 1) / 2))
+    return groups if shards else max(groups, -(-2 * n // _ROWS_PER_TILE[tasks.device]))
 
 
 def _hot_rows(spread: Spread, thresholds: Sequence[float], plan: SearchPlan, max_pairs: int, seed: int) -> np.ndarray:

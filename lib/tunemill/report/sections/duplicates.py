@@ -36,6 +36,8 @@ def duplicates_section(run: RunFolder) -> dict[str, Any] | None:
         "pairs": details.get("pairs"),
         "exact": details.get("exact_duplicates"),
         "near": details.get("near_duplicates"),
+        "protected": details.get("near_protected"),
+        "recall": (details.get("engine") or {}).get("recall"),
         "rules": details.get("rules") or {},
         "engine": {
             key.replace("_", " "): value
