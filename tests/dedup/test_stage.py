@@ -221,6 +221,18 @@ def test_with_several_text_columns_a_pair_needs_all_of_them(tmp_path: Path, monk
     assert result.dropped[0]["similarity"] == pytest.approx(np.cos(0.1), abs=1e-6)
 
 
+def test_several_text_columns_can_be_compared_with_an_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index keeps both columns' vectors: a new row is dropped only if both are near one that an earlier run kept."""
+    monkeypatch.setattr("tunemill.embed.stage.add_embeddings", angles_as_vectors)
+    old = pa.table({"id": ["a", "b"], "prompt": ["0.0", "2.0"], "answer": ["1.0", "3.0"]})
+    new = pa.table({"id": ["c", "d", "e"], "prompt": ["0.1", "0.1", "2.1"], "answer": ["1.1", "2.0", ""]})
+    (tmp_path / "first").mkdir()
+    both = {"threshold": 0.99, "text_columns": ("prompt", "answer")}
+    dedup(old, tmp_path / "first", **both)
+    result = dedup(new, tmp_path, **both, against=str(tmp_path / "first" / "out"))
+    assert {row["id"]: row["kept_id"] for row in result.dropped} == {"c": "a"}
+
+
 def test_one_row_and_identical_rows_have_the_obvious_result(tmp_path: Path) -> None:
     """One row stays; of identical rows one stays."""
     (tmp_path / "one").mkdir()

@@ -38,10 +38,11 @@ _FEW = 5_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class PairGraph:
-    """Pairs of n rows as edges from the row of higher priority; ``rank`` int64 [n], 0 first."""
+    """Pairs of n rows as edges from the row of higher priority; ``rank`` int64 [n], 0 first, also where the parts are."""
 
     tasks: Tasks
     rank: np.ndarray
+    ranks: Handle
     parts: list[Handle]
     count: int
 
@@ -51,7 +52,7 @@ class PairGraph:
         ranks = tasks.put(rank)
         found = [tasks.start(_edges, part, ranks, threshold, returns=2) for part in parts]
         count = sum(tasks.get([count for _, count in found]))
-        return cls(tasks=tasks, rank=rank, parts=[edges for edges, _ in found], count=count)
+        return cls(tasks=tasks, rank=rank, ranks=ranks, parts=[edges for edges, _ in found], count=count)
 
     @classmethod
     def here(cls, pairs: Pairs, rank: np.ndarray) -> PairGraph:
@@ -88,8 +89,9 @@ class PairGraph:
 
     def best(self, sources: np.ndarray, targets: np.ndarray) -> Edges:
         """For each row of ``targets`` (bool [n]) the most similar row of ``sources`` above it, the higher priority on ties."""
-        parts = Edges.joined(self._all(best_edges, sources, targets, self.rank))
-        return best_edges(parts, sources, targets, self.rank)
+        shared = (self.tasks.put(sources), self.tasks.put(targets), self.ranks)
+        parts = self.tasks.all(best_edges, [(edges, *shared) for edges in self.parts])
+        return best_edges(Edges.joined(parts), sources, targets, self.rank)
 
     def one_per_component(self, labels: np.ndarray, fixed: np.ndarray | None = None) -> Survivors:
         """Keep the row of highest priority in each component, and ``fixed`` rows.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +52,12 @@ def search(
     seed: int = 0,
     plan: SearchPlan | None = None,
     note: Callable[[str], None] = lambda text: None,
+    advanced: Callable[[int, int, int], None] = lambda done, shards, pairs: None,
 ) -> Found:
-    """Every pair that reaches ``thresholds`` but those of two ``fixed`` or two hot rows, going on from what the ledger holds."""
+    """Every pair that reaches ``thresholds`` but those of two ``fixed`` or two hot rows, going on from what the ledger holds.
+
+    ``note`` is told the plan, ``advanced`` the shards that are done, all shards, and the pairs found.
+    """
     code = np.where(fixed, FIXED, 0).astype(np.uint8)
     key = search_key(spread, code, list(thresholds), shards, seed, max_pairs, plan is not None)
     for stale in {file.url.rsplit("/", 2)[-2] for file in ledger.files()} - {key}:
@@ -75,7 +79,10 @@ def search(
     compare = _Compare(
         plan=plan, widths=spread.widths, thresholds=tuple(thresholds), book=book, threads=tasks.threads, device=tasks.device
     )
-    told = _run(layout, missing, tasks.put(code), tasks.put(compare), memory)
+    told: list[tuple[int, str]] = []
+    for found in _run(layout, missing, tasks.put(code), tasks.put(compare), memory):
+        told.append(found)
+        advanced(len(done) + len(told), layout.shards, sum(count for count, _ in told))
     facts = {
         **plan.shown,
         "shards": layout.shards,
@@ -152,10 +159,10 @@ class _Compare:
     device: str
 
 
-def _run(laid: _Laid, missing: Sequence[int], code: Handle, compare: Handle, memory: MemoryPlan) -> list[tuple[int, str]]:
-    """Search shards, as many at once as fit; the pieces of the next ones are made while they run."""
+def _run(laid: _Laid, missing: Sequence[int], code: Handle, compare: Handle, memory: MemoryPlan) -> Iterator[tuple[int, str]]:
+    """Search shards, as many at once as fit, and tell of each that is done; the next ones' pieces are made while they run."""
     tasks = laid.spread.tasks
-    waiting, running, told = collections.deque(missing), list[Handle](), list[tuple[int, str]]()
+    waiting, running = collections.deque(missing), list[Handle]()
     while waiting or running:
         room = memory.at_once + memory.ahead - len(running)
         if waiting and room > memory.at_once // 2:
@@ -167,8 +174,7 @@ def _run(laid: _Laid, missing: Sequence[int], code: Handle, compare: Handle, mem
             continue
         done = tasks.first(running)
         running.remove(done)
-        told += tasks.get([done])
-    return told
+        yield from tasks.get([done])
 
 
 def _compare(told: _Compare, number: int, cells: int, apart: np.ndarray | None, *parts: Piece) -> tuple[int, str]:

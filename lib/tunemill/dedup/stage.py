@@ -150,6 +150,13 @@ def _pairs(
         found, facts = approximate_pairs(vectors, thresholds, config, fixed=fixed, seed=context.seed)
         plan = plan or plan_search(vectors, thresholds, cells=0)
         return [tasks.put(_placed(found, alone))], config.floor, plan, facts
+    progress, n = context.progress, len(spread)
+
+    def advanced(done: int, shards: int, pairs: int) -> None:
+        progress.figures(shards=f"{done} of {shards}", pairs=f"{pairs:,}")
+        progress.reached(round(n * done / shards))
+
+    progress.total(n)
     result = search(
         spread,
         thresholds,
@@ -160,11 +167,13 @@ def _pairs(
         memory_gb=config.memory_gb,
         seed=context.seed,
         plan=plan if plan is not None and plan.cells else None,
-        note=context.progress.note,
+        note=progress.note,
+        advanced=advanced,
     )
+    progress.reached(0)
     if not len(result.hot):
         return listed_parts(tasks, result.pairs, alone), config.floor, result.plan, result.facts
-    hot, listed = spread.vectors_at(result.hot), result.pairs.pairs(len(spread))
+    hot, listed = spread.vectors_at(result.hot), result.pairs.pairs(n)
     pairs = summarise(hot, result.hot, listed, rows.rank[alone], config.threshold, fixed=fixed)
     return [tasks.put(_placed(pairs, alone))], config.floor, result.plan, result.facts
 
