@@ -18,7 +18,8 @@ from tunemill.dedup.threads import faiss_gpus, side_by_side
 
 __all__ = ["Cells", "Meeting", "assign", "grouped", "halo_radius", "k_means"]
 
-_BLOCK = 4096
+_BLOCK_SCORES = 1 << 20
+"""Scores of one block of rows with all centroids: they are passed over several times and should stay in the cache."""
 _SCORE_SLACK = 1e-5
 _RADIUS_SLACK = 5e-4
 
@@ -112,17 +113,19 @@ def assign(
     reach = (np.sqrt(squared) * halo_radius(threshold) + _SCORE_SLACK).astype(np.float32)
     np.fill_diagonal(reach, -np.inf)
 
+    rows = max(64, _BLOCK_SCORES // len(centroids))
+
     def block(start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        scores = sketches[start : start + _BLOCK] @ centroids.T
+        scores = sketches[start : start + rows] @ centroids.T
         scores -= half_norms
-        home = scores.argmax(axis=1) if homes is None else homes[start : start + _BLOCK]
+        home = scores.argmax(axis=1) if homes is None else homes[start : start + rows]
         own = scores[np.arange(len(home)), home]
         # (own - score) / |c_A - c_B| is the row's distance to the bisector.
         scores += reach[home]
-        row, cell = np.nonzero(scores >= own[:, None])
+        row, cell = np.divmod(np.flatnonzero(scores >= own[:, None]), len(centroids))
         return home, row + start, cell
 
-    found = side_by_side(block, range(0, len(sketches), _BLOCK), threads)
+    found = side_by_side(block, range(0, len(sketches), rows), threads)
     home, visitors, visited = (np.concatenate(parts) for parts in zip(*found, strict=True)) if found else [np.zeros(0, int)] * 3
     everyone = np.arange(len(home))
     return Cells(*grouped(everyone, home, len(centroids)), *grouped(visitors, visited, len(centroids)))
@@ -130,5 +133,6 @@ def assign(
 
 def grouped(rows: np.ndarray, cell: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows int32 sorted by their cell, and the ``count`` + 1 offsets of the cells."""
-    order = np.argsort(cell.astype(np.int32), kind="stable")
-    return rows[order].astype(np.int32), np.searchsorted(cell[order], np.arange(count + 1))
+    # Numbers of 16 bits are sorted by counting, three times as fast.
+    order = np.argsort(cell.astype(np.uint16 if count <= 1 << 16 else np.int32), kind="stable")
+    return rows[order].astype(np.int32), np.r_[0, np.cumsum(np.bincount(cell, minlength=count))]

@@ -18,23 +18,24 @@ from tunemill.dedup.sketch import SLACK, Sketch, fit
 
 __all__ = ["Choice", "SearchPlan", "choose", "plan_search"]
 
-_MULTIPLY_S = 1 / 44e9
+_MULTIPLY_S = 1 / 46e9
 """Per multiply-add pair (2 FLOP) in a product of sketches."""
-_SCAN_S = 0.4e-9
+_SCAN_S = 0.25e-9
 """Per score compared with the threshold."""
 _CHECK_S = 0.35e-6
 """Per candidate pair checked in full width (d = 384)."""
-_DECIDE_S = 0.65e-6
+_DECIDE_S = 0.8e-6
 """Per pair decided in float64."""
 _ASSIGN_S = 2.5e-9
 """Per (row, cell) beyond the product: distances to the bisectors."""
-_VISIT_S = 0.1e-6
+_VISIT_S = 0.15e-6
 """Per (row, cell) entry of the layout: sorting and gathering."""
 _CELL_S = 250e-6
 """Per cell joined: Python and gathering."""
 
 _WIDTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
-_PAIR_SAMPLE = 1024
+_PAIR_SAMPLE = 4096
+_PAIR_PROBES = 1024
 _CELL_SAMPLE = 8192
 _PROBE_TRAINING = (8192, 32768)
 _TRAINING_PER_CELL = 40
@@ -192,13 +193,13 @@ def _sample(rng: np.random.Generator, vectors: Rows, rows: int) -> np.ndarray:
 
 def _candidate_shares(rotation: Sketch, sample: np.ndarray, lowest: float, n: int) -> dict[int, float]:
     """For each sketch width the share of pairs whose bound reaches the threshold (never taken as none at all)."""
-    d = rotation.basis.shape[0]
+    d, probes = rotation.basis.shape[0], min(len(sample), _PAIR_PROBES)
     shares = {}
-    pairs = max(len(sample) * (len(sample) - 1) / 2, 1)
+    pairs = max(probes * (len(sample) - 1), 1)
     for m in sorted({min(m, d) for m in _WIDTHS}):
         sketches = rotation.narrowed(m).of(sample)
-        above = int(np.count_nonzero(sketches @ sketches.T >= lowest - SLACK)) - len(sample)
-        shares[m] = (max(above, 0) / 2 + 0.5) / pairs
+        above = int(np.count_nonzero(sketches[:probes] @ sketches.T >= lowest - SLACK)) - probes
+        shares[m] = (max(above, 0) + 0.5) / pairs
     return shares
 
 

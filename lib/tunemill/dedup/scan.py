@@ -15,9 +15,9 @@ __all__ = ["Precision", "SketchScan", "TileScan"]
 
 Precision = Literal["fp32", "tf32", "bf16"]
 
-_PART_ROWS = 2048
-_HOME_ROWS = 256
-_MET_ROWS = 2048
+_BLOCK_ROWS = 768
+"""Side of a block of scores. As a power of two its rows would compete for the same lines of the cache."""
+_PART_ROWS = 3 * _BLOCK_ROWS
 _TILE_BYTES = 512 << 20
 _FULL_PAIRS = 1 << 20
 # Both factors of a product are rounded to 8 (bf16) or cut to 11 (tf32) significant bits, and so is a bf16 score: by
@@ -41,10 +41,10 @@ class SketchScan:
 
     def _above(self, rows: np.ndarray, met: np.ndarray, among: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         left, right = self._sketches[rows], self._sketches[met]
-        for i in range(0, len(rows), _HOME_ROWS):
-            block = left[i : i + _HOME_ROWS]
-            for j in range(i if among else 0, len(met), _MET_ROWS):
-                others = right[j : j + _MET_ROWS]
+        for i in range(0, len(rows), _BLOCK_ROWS):
+            block = left[i : i + _BLOCK_ROWS]
+            for j in range(i if among else 0, len(met), _BLOCK_ROWS):
+                others = right[j : j + _BLOCK_ROWS]
                 hits, width = self._hits(block, others), len(others)
                 if len(hits):
                     yield _ends(rows, met, hits // width + i, hits % width + j, among and j < len(rows))
@@ -53,8 +53,8 @@ class SketchScan:
         """Flat positions in the score block."""
         mine = self._buffers
         if not hasattr(mine, "scores"):
-            mine.scores = np.empty(_HOME_ROWS * _MET_ROWS, np.float32)
-            mine.mask = np.empty(_HOME_ROWS * _MET_ROWS, np.bool_)
+            mine.scores = np.empty(_BLOCK_ROWS**2, np.float32)
+            mine.mask = np.empty(_BLOCK_ROWS**2, np.bool_)
         size = len(block) * len(others)
         np.matmul(block, others.T, out=mine.scores[:size].reshape(len(block), len(others)))
         np.greater_equal(mine.scores[:size], self._lowest, out=mine.mask[:size])
