@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from tunemill.dedup.threads import cores
-from tunemill.errors import root_cause
+from tunemill.errors import RunFailed, root_cause
 
 __all__ = ["Handle", "Here", "OnRay", "Tasks", "node_name"]
 
@@ -127,11 +127,16 @@ class OnRay:
         return task.remote(work, *arguments)
 
     def get(self, handles: Sequence[Handle]) -> list[Any]:
-        """Bring values here; the project's own errors come as they were raised."""
+        """Bring values here; the project's own errors come as they were raised. RunFailed where a task died each time."""
         try:
             return list(self._ray.get(list(handles)))
         except self._ray.exceptions.RayTaskError as error:
             raise root_cause(error) or error from None
+        except self._ray.exceptions.RayError as error:
+            raise RunFailed(
+                f"dedup: a worker or its data was lost again and again ({type(error).__name__}). Finished shards are kept: run "
+                "the same command again; where memory or disk is short, with a smaller dedup.memory_gb or more dedup.shards"
+            ) from error
 
     def first(self, running: Sequence[Handle]) -> Handle:
         """The first task to end."""
