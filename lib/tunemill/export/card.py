@@ -74,7 +74,7 @@ def _front(facts: CardFacts) -> str:
 def _origin(facts: CardFacts) -> str:
     generate = facts.config.get("generate")
     if not generate:
-        return "The rows are the owner's own, filtered and split with [tunemill](https://pypi.org/project/tunemill/).\n"
+        return "The rows are the owner's own, filtered and split with tunemill.\n"
     models = ", ".join(f"{m.get('model') or m['name']} ({m['provider']})" for m in generate.get("models") or [])
     lines = [
         "The texts were **written by language models** and filtered and split with tunemill; no person checked each of them.\n",
