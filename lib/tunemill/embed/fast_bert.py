@@ -10,13 +10,14 @@ Which models are taken is decided by their structure; that the vectors are right
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
 __all__ = ["PackedBert", "packed_bert"]
 
 _TYPICAL_TOKENS = 2048
+_SAFE_SUMS = (1e-30, 1e30)
+"""Sums of exp(scores) that leave room on both sides of what bf16 and fp32 hold."""
 
 
 def packed_bert(model: Any, dtype: Any) -> PackedBert | None:
@@ -120,7 +121,7 @@ def _attend(qkv_nL3HE: Any, out_nLHE: Any) -> None:
     """Attention of texts of one length, all tokens real, written to ``out``; the queries are scaled already.
 
     The softmax is exp(scores) / sum without subtracting each row's largest score first, which would take longer than
-    the rest; heads in which that leaves what a float holds (scores above 88) are done again with the usual softmax.
+    the rest; heads in which that comes near what a float holds (scores about 70) are done again with the usual softmax.
     """
     import torch
 
@@ -128,9 +129,10 @@ def _attend(qkv_nL3HE: Any, out_nLHE: Any) -> None:
     q, k, v = qkv_nL3HE.permute(2, 0, 3, 1, 4).reshape(3, n * heads, length, size)
     weights = torch.bmm(q, k.transpose(1, 2)).exp_()
     mixed, total = torch.bmm(weights, v), weights.sum(-1, keepdim=True)
+    low, high = _SAFE_SUMS
     least, most = total.aminmax()
-    if not 0 < least <= most < math.inf:
-        lost = (~((total > 0) & total.isfinite())).any(dim=1).flatten()
+    if not low < least <= most < high:
+        lost = (~((total > low) & (total < high))).any(dim=1).flatten()
         mixed[lost] = torch.bmm(torch.bmm(q[lost], k[lost].transpose(1, 2)).softmax(-1), v[lost])
         total[lost] = 1
     mixed, total = (part.view(n, heads, length, -1).transpose(1, 2) for part in (mixed, total))
@@ -159,33 +161,32 @@ class _Linear:
     def __init__(self, weight: Any, bias: Any, dtype: Any) -> None:
         import torch
 
-        self._fused = torch.ops.mkldnn
+        self._fused: Any = None
         self._weight, self._bias = weight.detach().to(dtype).contiguous(), bias.detach().to(dtype)
-        self._packed = None
         try:
-            packed = self._fused._reorder_linear_weight(self._weight, _TYPICAL_TOKENS)
-            self._fused._linear_pointwise(self._weight[:1], packed, self._bias, "none", [], "")
+            packed = torch.ops.mkldnn._reorder_linear_weight(self._weight, _TYPICAL_TOKENS)
+            torch.ops.mkldnn._linear_pointwise(self._weight[:1], packed, self._bias, "none", [], "")
         except (AttributeError, NotImplementedError, RuntimeError):
             return
-        self._packed = packed
+        self._weight, self._fused = packed, torch.ops.mkldnn._linear_pointwise
 
     def __call__(self, x: Any) -> Any:
         from torch.nn.functional import linear
 
-        if self._packed is None:
+        if self._fused is None:
             return linear(x, self._weight, self._bias)
-        return self._fused._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        return self._fused(x, self._weight, self._bias, "none", [], "")
 
     def gelu(self, x: Any) -> Any:
         """Exact GELU of the product."""
         from torch.nn.functional import gelu
 
-        if self._packed is None:
+        if self._fused is None:
             return gelu(self(x))
-        return self._fused._linear_pointwise(x, self._packed, self._bias, "gelu", [], "none")
+        return self._fused(x, self._weight, self._bias, "gelu", [], "none")
 
     def plus(self, x: Any, residual: Any) -> Any:
         """The product plus ``residual``, summed before it is rounded."""
-        if self._packed is None:
+        if self._fused is None:
             return self(x).add_(residual)
-        return self._fused._linear_pointwise.binary(x, residual, self._packed, self._bias, "add")
+        return self._fused.binary(x, residual, self._weight, self._bias, "add")
