@@ -23,6 +23,20 @@ def test_every_text_goes_through_once_within_the_budget(lengths: list[int], batc
         assert {padded_width(lengths[row], 512) for row in batch.rows} == {batch.width}
 
 
+@given(st.lists(st.integers(1, 512), max_size=200), st.integers(64, 4096))
+def test_unpadded_batches_hold_real_tokens_only(lengths: list[int], batch_tokens: int) -> None:
+    """Without padding the budget counts each text's own tokens, texts of one length are neighbours, and few batches are left."""
+    buckets = Buckets(batch_tokens, 512, padded=False)
+    batches = [*buckets.add(0, np.array(lengths, np.int64)), *buckets.flush()]
+    assert sorted(row for batch in batches for row in batch.rows) == list(range(len(lengths)))
+    for batch in batches:
+        inside = [lengths[row] for row in batch.rows]
+        assert len(inside) == 1 or sum(inside) <= batch_tokens
+        assert batch.width == inside[0]
+        assert inside == sorted(inside, reverse=True)
+    assert len(batches) <= 1 + 2 * sum(lengths) / batch_tokens + sum(length > batch_tokens / 2 for length in lengths)
+
+
 @given(st.integers(1, 5000))
 def test_padding_stays_below_an_eighth(length: int) -> None:
     """A text is never padded by more than 12.5 %, nor beyond what the model takes, nor cut."""

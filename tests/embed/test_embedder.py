@@ -89,7 +89,7 @@ def test_auto_falls_back_to_fp32_where_half_precision_does_not_hold(minilm: Embe
     monkeypatch.setattr("tunemill.embed.embedder.LEAST_COSINE", 1.1)
     embedder = Embedder(EmbedConfig(device="cpu"), sample=TEXTS)
     assert embedder.precision == "fp32"
-    assert list(embedder.facts["precision_check"]["tried"]) == ["bf16"]
+    assert list(embedder.facts["precision_check"]["tried"]) == ["bf16 unpadded", "bf16"]
     assert np.array_equal(embedder.encode(TEXTS[:5]), minilm.encode(TEXTS[:5]))
 
 

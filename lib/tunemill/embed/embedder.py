@@ -1,7 +1,8 @@
 """One model on one device: texts in, unit vectors out. No Ray.
 
 Identical texts are embedded once; tokenisation runs in a thread beside the forward pass; batches are built
-by token length. The data type is checked against fp32 on a sample of the texts before it is used.
+by token length. The data type is checked against fp32 on a sample of the texts before it is used, and with it
+the unpadded form of a BERT encoder that takes the model's place on a CPU in bf16.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 from tunemill.embed.batches import Batch, Buckets
 from tunemill.embed.config import EmbedConfig
+from tunemill.embed.fast_bert import PackedBert, packed_bert
 from tunemill.embed.models import find, load
 from tunemill.embed.precision import LEAST_COSINE, candidates, cosines
 from tunemill.embed.reading import Tokens, reader_for
@@ -115,13 +117,14 @@ class Embedder:
         loaded = load(self._config, self._found, self.device)
         self._model, self._prompt = loaded.model, loaded.prompt
         self._reader = reader_for(self._model, self._prompt)
+        self._packed: Any = None
 
     def _run(self, texts: Sequence[str]) -> Embedded:
         vectors = np.empty((len(texts), self.dimension), np.float32)
         n_tokens = np.empty(len(texts), np.int64)
         cut = np.empty(len(texts), bool)
         items: dict[int, Any] = {}
-        buckets = Buckets(self._batch_tokens, self._reader.limit)
+        buckets = Buckets(self._batch_tokens, self._reader.limit, padded=self._packed is None)
         done = 0
         under_way: collections.deque[tuple[list[int], Any]] = collections.deque()
 
@@ -173,14 +176,14 @@ class Embedder:
 
     def _forward(self, batch: Batch, items: dict[int, Any]) -> Any:
         """Unit vectors of a batch as a tensor [rows, d] on the device, perhaps still being computed."""
+        taken = [items.pop(row) for row in batch.rows]
         with self._torch.inference_mode():
-            features = self._reader.pad([items.pop(row) for row in batch.rows], batch.width)
+            if self._packed is not None:
+                return _unit(self._packed(taken))
+            features = self._reader.pad(taken, batch.width)
             if self.device != "cpu":
                 features = {k: v.to(self.device, non_blocking=True) if hasattr(v, "to") else v for k, v in features.items()}
-            found = self._model(features)["sentence_embedding"].float()
-            norms = found.norm(dim=1, keepdim=True)
-            # A zero vector has no direction: it becomes NaN here and a named reason in the stage.
-            return found / norms
+            return _unit(self._model(features)["sentence_embedding"].float())
 
     def _choose_precision(self, texts: Sequence[str]) -> None:
         """Take the first data type whose vectors stay within the cosine bound of fp32 on a sample."""
@@ -197,12 +200,25 @@ class Embedder:
                 self._load()
             if name == "fp32":
                 return
+            ways = self._ways(name, dtypes[name])
             self._model.to(dtypes[name])
-            least = float(cosines(self._run(sample).vectors, reference).min())
-            self._check["tried"][name] = round(least, 6)
-            if least >= LEAST_COSINE or self._config.precision != "auto":
-                self._check |= {"precision": name, "least_cosine": round(least, 6)}
-                return
+            for way, self._packed in ways.items():
+                least = float(cosines(self._run(sample).vectors, reference).min())
+                self._check["tried"][way] = round(least, 6)
+                if least >= LEAST_COSINE or (way == name and self._config.precision != "auto"):
+                    self._check |= {"precision": name, "least_cosine": round(least, 6)}
+                    return
+
+    def _ways(self, name: str, dtype: Any) -> dict[str, PackedBert | None]:
+        """How vectors can be computed in a data type, fastest first; None is the model itself."""
+        fits = name == "bf16" and self.device == "cpu" and self._reader.gives_ids
+        packed = packed_bert(self._model, dtype) if fits else None
+        return {name: None} if packed is None else {f"{name} unpadded": packed, name: None}
+
+
+def _unit(vectors: Any) -> Any:
+    """Rows of unit length. A zero vector has no direction: it becomes NaN here and a named reason in the stage."""
+    return vectors / vectors.norm(dim=1, keepdim=True)
 
 
 def pick_device(config: EmbedConfig) -> str:

@@ -37,6 +37,8 @@ class Reader(Protocol):
 
     limit: int
     """Most tokens of one text."""
+    gives_ids: bool
+    """Items are lists of token ids."""
 
     def read(self, texts: Sequence[str]) -> Tokens:
         """Tokenise; safe to call from another thread than :meth:`pad`."""
@@ -66,6 +68,8 @@ def reader_for(model: Any, prompt: str) -> Reader:
 
 class _TokenReader:
     """For a plain text transformer."""
+
+    gives_ids = True
 
     def __init__(self, module: Any, prompt: str) -> None:
         self._tokenizer = module.processor
@@ -118,6 +122,8 @@ def _direct_tokenizer(tokenizer: Any, limit: int) -> Any:
 
 class _TextReader:
     """For every other model: its own ``preprocess``, on texts of about the same number of characters."""
+
+    gives_ids = False
 
     def __init__(self, model: Any, prompt: str) -> None:
         from sentence_transformers.base.modules import Router
