@@ -62,9 +62,10 @@ class Progress:
         self._dropped += dropped
         self._show()
 
-    def reached(self, rows: int) -> None:
-        """Say how many rows have been worked on so far, where that runs ahead of what is written."""
+    def reached(self, rows: int, **figures: str) -> None:
+        """Say how many rows have been worked on so far, where that runs ahead of what is written, with :meth:`figures`."""
         self._reached = rows
+        self._figures.update(figures)
         self._show()
 
     def figures(self, **figures: str) -> None:

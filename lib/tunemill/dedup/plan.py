@@ -34,7 +34,8 @@ _CELL_S = 250e-6
 """Per cell joined: Python and gathering."""
 
 _WIDTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
-_PAIR_SAMPLE = 4096
+_FIT_ROWS = (2048, 8192)
+_PAIR_SAMPLE = (1024, 4096)
 _PAIR_PROBES = 1024
 _CELL_SAMPLE = 8192
 _PROBE_TRAINING = (8192, 32768)
@@ -42,7 +43,7 @@ _TRAINING_PER_CELL = 40
 _PROBES = (64, 256, 1024)
 _MOST_CELLS = 8192
 _ROWS_PER_CELL = 40
-_PROBING_PAYS_S = 0.5
+_PROBING_PAYS_S = 0.3
 _ITERATIONS = 5
 
 
@@ -103,7 +104,7 @@ def plan_search(
 def _plan(vectors: Rows, thresholds: Sequence[float], seed: int, width: int | None, cells: int | None) -> SearchPlan:
     rng = np.random.default_rng(seed)
     sample = _sample(rng, vectors, _CELL_SAMPLE + int(np.clip(len(vectors) // 10, *_PROBE_TRAINING)))
-    rotation = fit(sample[:_CELL_SAMPLE], len(vectors.widths))
+    rotation = fit(sample[: int(np.clip(len(vectors) // 4, *_FIT_ROWS))], len(vectors.widths))
     chosen = choose(sample, float(np.mean(thresholds)), len(vectors), rotation=rotation, width=width, cells=cells)
     sketch = rotation.narrowed(chosen.width)
     estimate: dict[str, Any] = {
@@ -148,7 +149,7 @@ def choose(
     """The cheapest way to find the pairs of ``n`` rows like ``sample`` [s, d] whose mean cosine reaches ``lowest``."""
     rotation = rotation or fit(sample)
     d = sample.shape[1]
-    shares = _candidate_shares(rotation, sample[:_PAIR_SAMPLE], lowest, n)
+    shares = _candidate_shares(rotation, sample[: int(np.clip(n // 10, *_PAIR_SAMPLE))], lowest, n)
     pairs = shares[max(shares)] * n * n / 2
     # A sketch of full width is the score itself: its candidates go straight to the decision.
     to_check = {m: shares.get(m, 0) * n * n / 2 if m < d else 0.0 for m in ([width] if width else shares)}
@@ -193,12 +194,10 @@ def _sample(rng: np.random.Generator, vectors: Rows, rows: int) -> np.ndarray:
 
 def _candidate_shares(rotation: Sketch, sample: np.ndarray, lowest: float, n: int) -> dict[int, float]:
     """For each sketch width the share of pairs whose bound reaches the threshold (never taken as none at all)."""
-    d, probes = rotation.basis.shape[0], min(len(sample), _PAIR_PROBES)
-    shares = {}
-    pairs = max(probes * (len(sample) - 1), 1)
-    for m in sorted({min(m, d) for m in _WIDTHS}):
-        sketches = rotation.narrowed(m).of(sample)
-        above = int(np.count_nonzero(sketches[:probes] @ sketches.T >= lowest - SLACK)) - probes
+    d, probes = rotation.basis.shape[0], sample[:_PAIR_PROBES]
+    shares, pairs = {}, max(len(probes) * (len(sample) - 1), 1)
+    for m, bounds in rotation.bounds(probes, sample, sorted({min(m, d) for m in _WIDTHS})):
+        above = int(np.count_nonzero(bounds >= lowest - SLACK)) - len(probes)
         shares[m] = (max(above, 0) + 0.5) / pairs
     return shares
 

@@ -7,6 +7,7 @@ sketch than in full. So a filter on sketches has no false negatives.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,22 @@ class Sketch:
 
         side_by_side(fill, range(0, len(rows), _BLOCK), threads)
         return sketches
+
+    def bounds(self, left: np.ndarray, right: np.ndarray, widths: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """The scores [l, r] of sketches of some rows with others for each of ascending ``widths``, each built on the one
+        before; the array is the same each time."""
+        ends = [rows @ self.basis for rows in (left, right)]
+        dots, rest, done = np.zeros((len(left), len(right)), np.float32), [np.ones(len(rows), np.float32) for rows in ends], 0
+        bound = np.empty_like(dots)
+        for m in widths:
+            parts = [rows[:, done:m] for rows in ends]
+            dots += parts[0] @ parts[1].T
+            rest = [left_over - np.einsum("ij,ij->i", part, part) for left_over, part in zip(rest, parts, strict=True)]
+            tails = [np.sqrt(np.maximum(left_over, 0.0) + _TAIL_SLACK) for left_over in rest]
+            np.multiply(tails[0][:, None], tails[1], out=bound)
+            bound += dots
+            done = m
+            yield m, bound
 
 
 def fit(sample: np.ndarray, groups: int = 1) -> Sketch:

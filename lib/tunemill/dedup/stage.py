@@ -153,8 +153,7 @@ def _pairs(
     progress, n = context.progress, len(spread)
 
     def advanced(done: int, shards: int, pairs: int) -> None:
-        progress.figures(shards=f"{done} of {shards}", pairs=f"{pairs:,}")
-        progress.reached(round(n * done / shards))
+        progress.reached(round(n * done / shards), shards=f"{done} of {shards}", pairs=f"{pairs:,}")
 
     progress.total(n)
     result = search(
