@@ -63,8 +63,9 @@ class DedupConfig:
     """Where the search multiplies; decisions are made in float64 and are the same on each."""
     threads: Annotated[int, Field(ge=1)] | None = operational(None)
     """Processor cores for each shard; null: all cores of the machine shared between the shards at work."""
-    max_pairs: Annotated[int, Field(ge=1000)] = 50_000_000
-    """Above this many expected pairs, those inside hot groups are summarised instead of listed; survivors stay the same."""
+    max_pairs: Annotated[int, Field(ge=1000)] | None = None
+    """Above this many expected pairs, those inside hot groups are summarised instead of listed (by the one process that
+    decides); survivors stay the same. null: 50 million, or 50 for each row where that is more."""
     memory_gb: Annotated[float, Field(gt=0)] | None = operational(None)
     """Memory that the stage may plan with on one machine, in GB; null: what is free."""
 
@@ -84,6 +85,10 @@ class DedupConfig:
             raise ConfigError("dedup.pair_floor cannot be combined with dedup.text_thresholds; leave one of them out")
         if self.against is not None and self.reuse_pairs:
             raise ConfigError("dedup.reuse_pairs cannot be combined with dedup.against; leave one of them out")
+
+    def most_pairs(self, rows: int) -> int:
+        """The pairs that may be listed of a corpus."""
+        return self.max_pairs or max(50_000_000, 50 * rows)
 
     @property
     def floor(self) -> float:

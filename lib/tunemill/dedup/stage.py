@@ -161,7 +161,7 @@ def _pairs(
         thresholds,
         ledger=context.store.folder.join("ledger"),
         fixed=fixed,
-        max_pairs=config.max_pairs,
+        max_pairs=config.most_pairs(n),
         shards=config.shards,
         memory_gb=config.memory_gb,
         seed=context.seed,
