@@ -22,7 +22,7 @@ from tunemill.dedup.cells import Cells
 from tunemill.dedup.engine import all_pairs
 from tunemill.dedup.join import join
 from tunemill.dedup.ledger import plan_bytes, read_plan, search_key
-from tunemill.dedup.memory import MemoryPlan, check_corpus, check_disk, shard_bytes
+from tunemill.dedup.memory import MemoryPlan, check_corpus, check_disk, check_hot, shard_bytes
 from tunemill.dedup.pairs import Pairs, Vectors
 from tunemill.dedup.plan import plan_search
 from tunemill.dedup.search import Found, search
@@ -210,6 +210,8 @@ def test_what_does_not_fit_is_refused_and_names_the_setting(tmp_path: Path) -> N
         check_disk(Location.of(tmp_path / "not" / "there"), 1e18)
     with pytest.raises(ConfigError, match=r"dedup\.memory_gb"):
         check_corpus(10**9, 384, 1.0, 1e15)
+    with pytest.raises(ConfigError, match=r"dedup\.max_pairs: the 1,000,000,000 pairs"):
+        check_hot(10**9, 1.0)
     with pytest.raises(ConfigError, match="object store"):
         check_corpus(10**9, 384, 10**6, 1e9)
 

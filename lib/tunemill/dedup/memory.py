@@ -13,11 +13,13 @@ from tunemill.dedup.spread import Spread
 from tunemill.errors import ConfigError
 from tunemill.store import Location
 
-__all__ = ["MemoryPlan", "available_bytes", "check_corpus", "check_disk", "shard_bytes"]
+__all__ = ["MemoryPlan", "available_bytes", "check_corpus", "check_disk", "check_hot", "shard_bytes"]
 
 _GB = 1e9
 _PAIR_BYTES = 60
 """Of one pair on disk, before compression: two ids and a similarity."""
+_SUMMARISED_BYTES = 100
+"""Of one pair while pairs of several shards are sorted into one list."""
 _ROW_BYTES = 1000
 """Of one row with the process that decides: id, hash, priority, decision, position in its block."""
 _THREAD_BYTES = 32e6
@@ -90,6 +92,16 @@ class MemoryPlan:
 def shard_bytes(rows: np.ndarray, entries: np.ndarray, dims: int, width: int, threads: int) -> np.ndarray:
     """Peak of the task of each shard: its rows, their pieces, sketches, the cells' lists, and each thread's score blocks."""
     return _PROCESS_BYTES + rows * (dims * 4.0 * 2 + width * 4 + 64) + 24.0 * entries + threads * _THREAD_BYTES
+
+
+def check_hot(pairs: int, memory_gb: float | None) -> None:
+    """Refuse more pairs than fit into the process that summarises hot groups. Raises ConfigError."""
+    need, have = pairs * _SUMMARISED_BYTES, available_bytes(memory_gb)
+    if need > have:
+        raise ConfigError(
+            f"dedup.max_pairs: the {pairs:,} pairs listed beside hot groups need about {need / _GB:.1f} GB in the process that "
+            f"summarises them, {have / _GB:.1f} GB are there; lower dedup.max_pairs, or use a machine with more memory"
+        )
 
 
 def check_disk(folder: Location, pairs: float) -> None:

@@ -29,6 +29,7 @@ from tunemill.dedup.fixed import (
 from tunemill.dedup.graph import PairGraph
 from tunemill.dedup.hot import summarise
 from tunemill.dedup.listing import listed_parts, summed_up, write_parts
+from tunemill.dedup.memory import check_hot
 from tunemill.dedup.pairs import Pairs
 from tunemill.dedup.plan import SearchPlan, plan_search
 from tunemill.dedup.priority import ranks
@@ -172,6 +173,7 @@ def _pairs(
     progress.reached(0)
     if not len(result.hot):
         return listed_parts(tasks, result.pairs, alone), config.floor, result.plan, result.facts
+    check_hot(result.count, config.memory_gb)
     hot, listed = spread.vectors_at(result.hot), result.pairs.pairs(n)
     pairs = summarise(hot, result.hot, listed, rows.rank[alone], config.threshold, fixed=fixed)
     return [tasks.put(_placed(pairs, alone))], config.floor, result.plan, result.facts
