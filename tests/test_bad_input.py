@@ -28,6 +28,7 @@ def _fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert caught.value.code == 2, printed.err
     lines = [line for line in printed.err.splitlines() if line.startswith("tunemill: ")]
     assert len(lines) == 1, printed.err
+    assert printed.err.rstrip().endswith(lines[0]), printed.err
     assert "Traceback" not in printed.err
     return lines[0]
 
@@ -49,6 +50,8 @@ def _config(folder: Path, values: dict[str, Any]) -> str:
         ("a.jsonl", ROWS, ["--treshold", "0.9"], "did you mean 'threshold'"),
         ("a.jsonl", ROWS, ["--threshold", "1.5"], "threshold is"),
         ("a.jsonl", ROWS, ["--id-column", "key"], "no column 'key'"),
+        ("a.jsonl", ROWS, ["--id-column", "label"], "input row 3: id 'a' occurs twice"),
+        ("a.jsonl", ROWS, ["--id-column", "label", "--shards", "2"], "input row 3: id 'a' occurs twice"),
     ],
 )
 def test_a_stage_refuses_what_it_cannot_read(

@@ -152,7 +152,7 @@ def run_main(run: Callable[[Sequence[str]], None], argv: Sequence[str], job: str
     except SystemExit:
         raise
     except Exception as error:  # noqa: BLE001 - the one place where every error becomes a line and an exit code
-        known = error if isinstance(error, TunemillError) else root_cause(error)
+        known = root_cause(error)
         sys.stderr.write(f"\n{_failure(known, error)}\n")
         raise SystemExit(known.exit_code if known is not None else 1) from None
     raise SystemExit(0)

@@ -6,6 +6,8 @@ Errors of other libraries are mapped to these once, at the seam where they appea
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "BadInput",
     "ConfigError",
@@ -17,6 +19,9 @@ __all__ = [
     "TunemillError",
     "root_cause",
 ]
+
+_RAYS_ADVICE = re.compile(r"\nFailed to [^\n]* after \d+/\d+ attempts \(total backoff.*", re.DOTALL)
+"""What Ray Data appends to every error of a worker, about its own retries."""
 
 
 class TunemillError(Exception):
@@ -65,6 +70,8 @@ def root_cause(error: BaseException) -> TunemillError | None:
             continue
         seen.add(id(current))
         if isinstance(current, TunemillError) and type(current).__module__ != "ray.exceptions":
-            return current
+            said = str(current)
+            own = _RAYS_ADVICE.sub("", said)
+            return current if own == said else type(current)(own)
         queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
     return None

@@ -32,6 +32,11 @@ def available_bytes(memory_gb: float | None) -> float:
     return memory_gb * _GB if memory_gb is not None else 0.9 * psutil.virtual_memory().available
 
 
+def _shown(size_bytes: float) -> str:
+    """As MB or GB."""
+    return f"{size_bytes / _GB:,.2f} GB" if size_bytes >= 0.1 * _GB else f"{size_bytes / 1e6:.2f} MB"
+
+
 def check_corpus(rows: int, dims: int, memory_gb: float | None, room_bytes: float) -> None:
     """Refuse a corpus for which the process that decides, or the place for vectors, is too small. Raises ConfigError.
 
@@ -40,14 +45,14 @@ def check_corpus(rows: int, dims: int, memory_gb: float | None, room_bytes: floa
     have = available_bytes(memory_gb)
     if rows * _ROW_BYTES > have:
         raise ConfigError(
-            f"dedup.memory_gb: ids and decisions of {rows:,} rows need about {rows * _ROW_BYTES / _GB:.1f} GB, "
-            f"{have / _GB:.1f} GB are there; use a machine with more memory or fewer rows (--limit)"
+            f"dedup.memory_gb: ids and decisions of {rows:,} rows need about {_shown(rows * _ROW_BYTES)}, "
+            f"{_shown(have)} are there; use a machine with more memory or fewer rows (--limit)"
         )
     vectors = rows * dims * 4.0 * 2
     if vectors > room_bytes:
         raise ConfigError(
-            f"dedup: the vectors of {rows:,} rows need about {vectors / _GB:.1f} GB of Ray's object store and the disk that it "
-            f"spills to, {room_bytes / _GB:.1f} GB are there; use more nodes, or a larger disk (ray start --temp-dir)"
+            f"dedup: the vectors of {rows:,} rows need about {_shown(vectors)} of Ray's object store and the disk that it "
+            f"spills to, {_shown(room_bytes)} are there; use more nodes, or a larger disk (ray start --temp-dir)"
         )
 
 
@@ -68,8 +73,8 @@ class MemoryPlan:
         largest = int(needed.argmax())
         if needed[largest] > budget:
             raise ConfigError(
-                f"dedup.shards: one shard of {rows[largest]:,} rows needs about {needed[largest] / _GB:.2f} GB, "
-                f"{budget / _GB:.2f} GB are there; use more shards (now {len(rows)})"
+                f"dedup.shards: one shard of {rows[largest]:,} rows needs about {_shown(needed[largest])}, "
+                f"{_shown(budget)} are there; use more shards (now {len(rows)})"
             )
         at_once = max(1, min(tasks.slots, tasks.nodes * int(budget // needed[largest])))
         # Cores hold tasks back that wait with their pieces; where memory is what is short nobody waits.
@@ -78,8 +83,8 @@ class MemoryPlan:
         corpus = float(len(spread)) * dims * 4
         if corpus + pieces > tasks.room_bytes:
             raise ConfigError(
-                f"dedup.shards: {(corpus + pieces) / _GB:.1f} GB of vectors are under way at once; Ray's object store and the "
-                f"disk that it spills to hold {tasks.room_bytes / _GB:.1f} GB; use more shards (now {len(rows)})"
+                f"dedup.shards: {_shown(corpus + pieces)} of vectors are under way at once; Ray's object store and the "
+                f"disk that it spills to hold {_shown(tasks.room_bytes)}; use more shards (now {len(rows)})"
             )
         return cls(task_bytes=float(needed[largest]), at_once=at_once, ahead=ahead, pieces_bytes=pieces)
 
@@ -99,8 +104,8 @@ def check_hot(pairs: int, memory_gb: float | None) -> None:
     need, have = pairs * _SUMMARISED_BYTES, available_bytes(memory_gb)
     if need > have:
         raise ConfigError(
-            f"dedup.max_pairs: the {pairs:,} pairs listed beside hot groups need about {need / _GB:.1f} GB in the process that "
-            f"summarises them, {have / _GB:.1f} GB are there; lower dedup.max_pairs, or use a machine with more memory"
+            f"dedup.max_pairs: the {pairs:,} pairs listed beside hot groups need about {_shown(need)} in the process that "
+            f"summarises them, {_shown(have)} are there; lower dedup.max_pairs, or use a machine with more memory"
         )
 
 
@@ -113,8 +118,8 @@ def check_disk(folder: Location, pairs: float) -> None:
         path = path.rsplit("/", 1)[0]
     free = shutil.disk_usage(path or "/").free
     if pairs * _PAIR_BYTES > free:
-        need = f"about {pairs:,.0f} pairs need {pairs * _PAIR_BYTES / _GB:.1f} GB of disk"
+        need = f"about {pairs:,.0f} pairs need {_shown(pairs * _PAIR_BYTES)} of disk"
         raise ConfigError(
-            f"dedup.max_pairs: {need} in {folder.url}, {free / _GB:.1f} GB are free; "
+            f"dedup.max_pairs: {need} in {folder.url}, {_shown(free)} are free; "
             "raise dedup.pair_floor or dedup.threshold, or lower dedup.max_pairs"
         )

@@ -73,7 +73,7 @@ def execute(context: StageContext, source: Any, config: DedupConfig) -> Outcome:
     tasks: Tasks = Here() if small else OnRay(threads=config.threads or 1, device=config.device)
     corpus = collect(source, config, tasks, where=where, vectors=not config.reuse_pairs)
     if corpus.rescaled:
-        context.progress.note(f"{corpus.rescaled:,} embeddings were not of unit length and were normalised")
+        context.progress.note(f"embeddings not of unit length, normalised: {corpus.rescaled:,}")
     everything = _everything(
         config,
         corpus,
