@@ -120,6 +120,26 @@ def test_the_command_killed_in_the_middle_of_the_search_goes_on(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("cells", [0, 10])
+def test_a_search_goes_on_with_its_own_shards_on_a_cluster_of_another_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cells: int
+) -> None:
+    """What fits one cluster is on file: on another one the shards that are missing are those of the first."""
+    monkeypatch.setattr("tunemill.dedup.search._ROWS_PER_SHARD", (20, 500))
+    x = corpus(rows=500, dims=12, centres=25, spread=0.25, copies=5, seed=1)
+    answers = []
+    for slots in (4, 1, 8):
+        tasks = Recording()
+        tasks.slots = slots  # type: ignore[misc]
+        found = searched(x, tmp_path, threshold=THRESHOLD, shards=None, cells=cells, tasks=tasks, blocks=3)
+        answers.append((as_list(found.pairs.pairs(len(x))), found.facts["shards"]))
+        for file in list(found.pairs.finished().values())[::2]:
+            file.delete()
+    assert answers[0][0] == as_list(all_pairs(x, THRESHOLD, threads=1))
+    assert answers[0][1] > 1
+    assert answers[1:] == answers[:1] * 2
+
+
+@pytest.mark.parametrize("cells", [0, 10])
 def test_any_number_of_shards_finds_the_same_pairs(tmp_path: Path, cells: int) -> None:
     """1, 2, 8 and more shards than cells agree bit for bit."""
     answers = [as_list(toy_search(tmp_path / str(shards), shards, cells=cells)[1]) for shards in (1, 2, 8, 30)]

@@ -56,18 +56,16 @@ def join(
 
 def _some_at_a_time(candidates: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Candidates in lots: enough to be checked fast, few enough that a bound that lets much through takes no memory."""
-    waiting: list[tuple[np.ndarray, np.ndarray]] = []
-    count = 0
-    for pair in candidates:
-        waiting.append(pair)
-        count += len(pair[0])
+    first, second, count = list[np.ndarray](), list[np.ndarray](), 0
+    for a, b in candidates:
+        first.append(a)
+        second.append(b)
+        count += len(a)
         if count >= _LOT:
-            a, b = (np.concatenate(ends) for ends in zip(*waiting, strict=True))
-            yield a, b
-            waiting, count = [], 0
-    if waiting:
-        a, b = (np.concatenate(ends) for ends in zip(*waiting, strict=True))
-        yield a, b
+            yield np.concatenate(first), np.concatenate(second)
+            first, second, count = [], [], 0
+    if first:
+        yield np.concatenate(first), np.concatenate(second)
 
 
 def _joined(found: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

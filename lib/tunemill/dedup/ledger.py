@@ -45,19 +45,20 @@ class Ledger:
         location.write_bytes(plan_bytes(plan))
         return plan
 
-    def layout(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """The home cell of each row and the shard of each cell on file, if any."""
-        location = self.folder.join("layout.npz")
-        if not location.exists():
-            return None
-        with np.load(io.BytesIO(location.read_bytes()), allow_pickle=False) as values:
-            return values["homes"], values["shard_of_cell"]
+    def array(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """The array on file, or a new one that is put there: shards that are done and those still to do have to agree on
+        it to the last row, whatever machine goes on with them."""
+        found = self.find(name)
+        if found is None:
+            found, sink = make(), io.BytesIO()
+            np.save(sink, found)
+            self.folder.join(f"{name}.npy").write_bytes(sink.getvalue())
+        return found
 
-    def put_layout(self, homes: np.ndarray, shard_of_cell: np.ndarray) -> None:
-        """Put both on file: shards that are done and those still to do have to agree on them to the last row."""
-        sink = io.BytesIO()
-        np.savez(sink, homes=homes, shard_of_cell=shard_of_cell)
-        self.folder.join("layout.npz").write_bytes(sink.getvalue())
+    def find(self, name: str) -> np.ndarray | None:
+        """The array on file, if any."""
+        location = self.folder.join(f"{name}.npy")
+        return np.load(io.BytesIO(location.read_bytes()), allow_pickle=False) if location.exists() else None
 
     def finished(self) -> dict[int, Location]:
         """Files of finished shards by number."""

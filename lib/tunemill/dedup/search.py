@@ -67,7 +67,7 @@ def search(
         plan = plan or plan_search(spread, thresholds, cells=0)
         return Found(pairs=book, count=0, hot=np.zeros(0, np.int64), plan=plan, facts={"method": "none", "shards": 0})
     plan = book.plan(lambda: plan or plan_search(spread, thresholds, seed=seed))
-    hot = _hot_rows(spread, thresholds, plan, max_pairs, seed)
+    hot = book.array("hot", lambda: _hot_rows(spread, thresholds, plan, max_pairs, seed))
     code[hot] |= HOT
     check_disk(ledger, min(plan.estimate.get("expected_pairs", 0.0), float(max_pairs)))
     layout = _Laid.out(spread, plan, float(np.mean(thresholds)), shards, book)
@@ -114,25 +114,29 @@ class _Laid:
     def out(cls, spread: Spread, plan: SearchPlan, lowest: float, shards: int | None, book: Ledger) -> _Laid:
         """Lay rows into the plan's cells, or into tiles of a brute force, and cells into shards."""
         tasks, n = spread.tasks, len(spread)
-        groups = _groups(n, shards, tasks)
+        groups = int(book.array("groups", lambda: np.array(_groups(n, shards, tasks))))
         first, second = tiles(groups)
-        known = book.layout()
-        homes = None if known is None else known[0]
-        rule = LayoutRule(plan=plan, lowest=lowest, n=n, groups=groups, homes=homes, threads=tasks.threads)
+        known = book.find("homes")
+        rule = LayoutRule(plan=plan, lowest=lowest, n=n, groups=groups, homes=known, threads=tasks.threads)
         laid = [tasks.start(lay_out, *arguments, returns=2) for arguments in spread.arguments(tasks.put(rule))]
         blocks = [layout for layout, _ in laid]
-        if known is None:
-            homes = np.empty(n, np.int32)
+
+        def homes() -> np.ndarray:
+            found = np.empty(n, np.int32)
             for places, home in zip(spread.places, tasks.get([home for _, home in laid]), strict=True):
-                homes[places[places >= 0]] = home[places >= 0]
-            shard_of_cell = np.arange(rule.cells)
-            if plan.centroids is not None:
-                load = sum(tasks.all(loads, [(block, rule.cells) for block in blocks]))
-                shard_of_cell = cut(load, shards or _fitting(n, tasks.slots), plan.centroids)
-            book.put_layout(homes, shard_of_cell)
-        else:
-            shard_of_cell = known[1]
-        cells = [np.flatnonzero(shard_of_cell == number) for number in range(int(shard_of_cell.max()) + 1)]
+                found[places[places >= 0]] = home[places >= 0]
+            return found
+
+        def shard_of_cell() -> np.ndarray:
+            if plan.centroids is None:
+                return np.arange(rule.cells)
+            load = sum(tasks.all(loads, [(block, rule.cells) for block in blocks]))
+            return cut(load, shards or _fitting(n, tasks.slots), plan.centroids)
+
+        if plan.centroids is not None:
+            book.array("homes", homes)
+        shard = book.array("shard_of_cell", shard_of_cell)
+        cells = [np.flatnonzero(shard == number) for number in range(int(shard.max()) + 1)]
         rows, entries = sum(tasks.all(sizes, [(block, cells) for block in blocks]))
         apart = None if plan.centroids is not None else first != second
         return cls(spread=spread, blocks=blocks, cells=cells, apart=apart, rows=rows, entries=entries)
